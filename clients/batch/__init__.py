@@ -1,0 +1,1 @@
+"""The batch engine: rows in, committed answers out, nothing lost and nothing repeated."""

@@ -1,0 +1,102 @@
+"""Commits finished rows every second or every few hundred rows, off the event loop."""
+
+import asyncio
+import concurrent.futures
+import logging
+from types import TracebackType
+
+from clients.batch.ledger import Ledger
+from clients.errors import StorageError
+from clients.events import emit
+from clients.records import ChatResult
+
+logger = logging.getLogger(__name__)
+
+#: At most this much work is done again after a kill, beyond what was in flight.
+COMMIT_INTERVAL_S = 1.0
+COMMIT_ROWS = 512
+
+#: Finished rows that may wait for a slow disk before new rows are held back.
+_MAX_UNCOMMITTED = 8 * COMMIT_ROWS
+
+#: A full disk is tried again this often, with no new rows sent meanwhile, before the run is given up.
+_PATIENCE = (1.0, 4.0, 10.0, 15.0)
+
+
+class Committer:
+    """Collects results and commits them. An async context manager; leaving it commits what is left, whatever happened.
+
+    Args:
+        ledger: Where to.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._pending: list[ChatResult] = []
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "commit")
+        self._due = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._group = asyncio.TaskGroup()
+        self._loop: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Committer":
+        await self._group.__aenter__()
+        self._loop = self._group.create_task(self._commit_regularly())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._loop is not None:
+            self._loop.cancel()
+        try:
+            await self._group.__aexit__(kind, error, at)
+        finally:
+            self._thread.shutdown(wait=True)
+            self._commit_rest()
+
+    def add(self, result: ChatResult) -> None:
+        """Take a finished row; it is committed within about a second."""
+        self._pending.append(result)
+        if len(self._pending) >= COMMIT_ROWS:
+            self._due.set()
+        if len(self._pending) >= _MAX_UNCOMMITTED:
+            self._room.clear()
+
+    async def room(self) -> None:
+        """Wait until another row may be started: answers come faster than they can be kept, or cannot be kept now."""
+        await self._room.wait()
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(COMMIT_INTERVAL_S):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+            self._due.clear()
+            if self._pending:
+                await self._commit_patiently()
+            self._room.set()
+
+    async def _commit_patiently(self) -> None:
+        for delay_s in (*_PATIENCE, None):
+            batch = self._pending[:]
+            try:
+                # The thread itself removes what it has kept, so a cancelled wait leaves no doubt about the batch.
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, batch)
+            except StorageError as error:
+                self._room.clear()
+                emit(logger, "commit.failed", rows=len(batch), reason=str(error), retry_in_s=delay_s)
+                if delay_s is None:
+                    raise
+                await asyncio.sleep(delay_s)
+            else:
+                return
+
+    def _commit(self, batch: list[ChatResult]) -> None:
+        self._ledger.commit(batch)
+        del self._pending[: len(batch)]
+
+    def _commit_rest(self) -> None:
+        if self._pending:
+            self._commit(self._pending[:])

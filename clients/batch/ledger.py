@@ -1,0 +1,241 @@
+"""The ledger of one shard: committed answers in immutable Parquet segments, found again by their request's hash.
+
+A segment counts once its write is complete; killing the process at any byte loses at most what was not yet committed.
+In memory an answer costs 32 bytes (where it lies, and its hash), whatever its length.
+"""
+
+import array
+import bisect
+import dataclasses
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clients.errors import LedgerInUseError, StorageError
+from clients.records import ChatRequest, ChatResult, Outcome
+from clients.results.schema import COLUMNS
+from clients.storage import Folder
+
+#: Answers of a shard that is still running are found by a second process only as long as this; then it gives up.
+LOCK_PATIENCE_S = 15.0
+
+#: Rows that ended so are sent again by the same command: nothing is known about them yet.
+_NOT_DONE = (Outcome.FAILED.value,)
+
+_UNANSWERED = -1
+
+
+class Ledger:
+    """Answers of one shard, new ones and those of earlier runs. A context manager that holds the shard's lock.
+
+    Args:
+        home: Folder of this shard's own segments.
+        earlier: Folders of other plans' segments, whose answers are reused where the request is the same.
+        first_row: Number of the shard's first row.
+        rows: Rows in the shard.
+
+    Raises:
+        LedgerInUseError: another process works on the same shard.
+        StorageError: the folder cannot be read or written.
+    """
+
+    def __init__(self, home: Folder, *, earlier: tuple[Folder, ...] = (), first_row: int, rows: int) -> None:
+        self.home = home
+        self._first_row = first_row
+        self._segments: list[tuple[Folder, str]] = []
+        self._where = array.array("Q")  # an entry: segment << 32 | position in the segment
+        self._entry_of_row = array.array("q", [_UNANSWERED]) * rows
+        self._written = 0
+        self._lock = _take_lock(home)
+        self._nonce = secrets.token_hex(4)
+        self._known = _Index()
+        for folder in (home, *earlier):
+            for name in folder.names():
+                if name.endswith(".parquet"):
+                    self._read_index(folder, name)
+        self._known.freeze()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def claim(self, request: ChatRequest) -> Outcome | None:
+        """Take an earlier answer to the same request for this row, if there is one that no other row has taken."""
+        entry = self._known.take(request.request_hash, request.row)
+        if entry is None:
+            return None
+        self._entry_of_row[request.row - self._first_row] = entry
+        return self._known.outcome(entry)
+
+    def commit(self, results: list[ChatResult]) -> None:
+        """Write some answers as one segment, sorted by row; they are kept when this returns.
+
+        Raises:
+            StorageError: nothing of this segment was kept, everything committed before it was.
+        """
+        results = sorted(results, key=lambda result: result.row)
+        columns = {name: [getattr(result, name) for result in results] for name in COLUMNS.names}
+        name = f"{self._written:06d}-{self._nonce}.parquet"
+        self.home.write(name, _encode(pa.Table.from_pydict(columns, schema=COLUMNS)))
+        self._written += 1
+        for position, result in enumerate(results):
+            self._entry_of_row[result.row - self._first_row] = self._add_entry(len(self._segments), position)
+        self._segments.append((self.home, name))
+
+    def unanswered(self) -> int:
+        """Rows of the shard for which no answer is committed."""
+        return self._entry_of_row.count(_UNANSWERED)
+
+    def rows_by_segment(self) -> Iterator[tuple[pa.Table, pa.Array]]:
+        """Every committed answer that a row uses: a segment's answers, and the row numbers they are for.
+
+        Yields:
+            A table of `COLUMNS` and an int64 array of the same length. A segment no row uses is not read.
+        """
+        rows = pa.array(range(self._first_row, self._first_row + len(self._entry_of_row)), pa.int64())
+        entries = pa.array(self._entry_of_row, pa.int64())
+        used = pa.table({"row": rows, "entry": entries}).filter(pc.greater_equal(entries, 0))
+        where = pa.array(self._where, pa.uint64()).take(used["entry"])
+        used = used.append_column("where", where).sort_by("where").combine_chunks()
+        segments = pc.shift_right(used["where"], pa.scalar(32, pa.uint64()))
+        start = 0
+        for count in pc.value_counts(segments):
+            part = used.slice(start, count["counts"].as_py())
+            start += len(part)
+            folder, name = self._segments[count["values"].as_py()]
+            positions = pc.bit_wise_and(part["where"], pa.scalar(0xFFFFFFFF, pa.uint64()))
+            with folder.open(name) as file:
+                table = pq.read_table(file, columns=COLUMNS.names).cast(COLUMNS)
+            yield table.take(positions), part["row"].combine_chunks()
+
+    def _add_entry(self, segment: int, position: int) -> int:
+        self._where.append(segment << 32 | position)
+        return len(self._where) - 1
+
+    def _read_index(self, folder: Folder, name: str) -> None:
+        try:
+            with folder.open(name) as file:
+                table = pq.read_table(file, columns=["row", "request_hash", "outcome"])
+        except (pa.ArrowException, ValueError) as error:
+            raise StorageError(
+                f"cannot read {folder.location}/{name}: {error}. Move the file away; its rows are then sent again."
+            ) from error
+        if folder is self.home:
+            self._written = max(self._written, int(name[:6]) + 1 if name[:6].isdigit() else 0)
+        segment = len(self._segments)
+        self._segments.append((folder, name))
+        columns = (table["request_hash"].to_pylist(), table["row"].to_pylist(), table["outcome"].to_pylist())
+        for position, (request_hash, row, outcome) in enumerate(zip(*columns, strict=True)):
+            entry = self._add_entry(segment, position)
+            if outcome not in _NOT_DONE:
+                self._known.add(entry, request_hash, row, Outcome(outcome))
+
+
+class _Index:
+    """Finds earlier answers by request hash. Forty bytes an answer; nothing at all in a first run."""
+
+    def __init__(self) -> None:
+        self._keys: Any = array.array("Q")  # first half of each hash, sorted by `freeze`
+        self._rest: Any = array.array("Q")  # second half
+        self._entries: Any = array.array("q")
+        self._rows: Any = array.array("q")
+        self._outcomes: dict[int, Outcome] = {}
+        self._taken = bytearray()
+
+    def add(self, entry: int, request_hash: str, row: int, outcome: Outcome) -> None:
+        self._keys.append(int(request_hash[:16], 16))
+        self._rest.append(int(request_hash[16:], 16))
+        self._entries.append(entry)
+        self._rows.append(row)
+        if outcome is not Outcome.OK:
+            self._outcomes[entry] = outcome
+
+    def freeze(self) -> None:
+        """Sort, so that `take` can search."""
+        types = {"_keys": pa.uint64(), "_rest": pa.uint64(), "_entries": pa.int64(), "_rows": pa.int64()}
+        table = pa.table({name: pa.array(getattr(self, name), type=kind) for name, kind in types.items()})
+        table = table.sort_by([("_keys", "ascending"), ("_entries", "ascending")]).combine_chunks()
+        for name, kind in types.items():
+            column = table[name].combine_chunks()
+            size = 8 * len(column)
+            code = "Q" if kind == pa.uint64() else "q"
+            data = memoryview(column.buffers()[1])[column.offset * 8 : column.offset * 8 + size] if size else b""
+            setattr(self, name, memoryview(data).cast("B").cast(code))
+        self._taken = bytearray(len(self._keys))
+
+    def take(self, request_hash: str, row: int) -> int | None:
+        """The entry of an answer that nobody has taken: the newest of the same row, else the oldest of any row."""
+        key, rest = int(request_hash[:16], 16), int(request_hash[16:], 16)
+        found = None
+        for at in range(bisect.bisect_left(self._keys, key), bisect.bisect_right(self._keys, key)):
+            if self._rest[at] == rest and not self._taken[at] and (found is None or self._rows[at] == row):
+                found = at
+        if found is None:
+            return None
+        self._taken[found] = 1
+        return cast(int, self._entries[found])
+
+    def outcome(self, entry: int) -> Outcome:
+        return self._outcomes.get(entry, Outcome.OK)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Where a run keeps its committed rows: one folder for each plan, one in it for each shard."""
+
+    root: Folder
+
+    def home(self, plan: str, shard: int) -> Folder:
+        """The folder of one shard of one plan."""
+        return self.root / f"ledger/{plan}/{shard:05d}"
+
+    def earlier(self, plan: str) -> tuple[Folder, ...]:
+        """Folders of the other plans under this root: the input was edited, or cut another way, since."""
+        plans = {name.split("/", 1)[0] for name in (self.root / "ledger").names()}
+        return tuple(self.root / f"ledger/{other}" for other in sorted(plans - {plan}))
+
+
+def _encode(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _take_lock(home: Folder) -> int | None:
+    """Hold the shard's lock for as long as the descriptor is open. Object stores have none."""
+    if home.local_path is None:
+        return None
+    path = Path(home.local_path) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {home.location}: {error.strerror}. Choose another folder with --output, or mend its permissions."
+        ) from error
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            os.close(descriptor)
+            raise LedgerInUseError(
+                f"another process is working on {home.location}. Wait until it ends, stop it, or choose another --output."
+            ) from None
+        return descriptor

@@ -1,0 +1,66 @@
+"""What a shard has done so far, as numbers: the source of the progress events."""
+
+import logging
+import time
+from collections import Counter
+
+from clients.events import emit
+from clients.records import ChatResult, Outcome
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two progress events: often at first, when a person looks, then sparingly, for the pod's log.
+_EARLY_INTERVAL_S, _INTERVAL_S, _EARLY_S = 1.0, 5.0, 120.0
+
+
+class Progress:
+    """Counts finished rows.
+
+    Args:
+        shard: Number of the shard.
+        rows: Rows in it.
+    """
+
+    def __init__(self, *, shard: int, rows: int) -> None:
+        self.shard, self.rows = shard, rows
+        self.outcomes: Counter[str] = Counter()
+        self.reused = self.retries = self.output_tokens = 0
+        self._started = time.monotonic()
+        self._last_emit = -_INTERVAL_S
+
+    def reuse(self, outcome: Outcome) -> None:
+        """Count a row whose answer was committed earlier."""
+        self.reused += 1
+        self.outcomes[outcome] += 1
+
+    def finish(self, result: ChatResult) -> None:
+        """Count a row that was answered, refused or given up now."""
+        self.outcomes[result.outcome] += 1
+        self.output_tokens += result.completion_tokens or 0
+
+    def malformed(self) -> None:
+        """Count a row that cannot be sent."""
+        self.outcomes[Outcome.INVALID] += 1
+
+    def report(self, *, in_flight: int, waiting: int, force: bool = False) -> None:
+        """Emit a `shard.progress` event if one is due."""
+        now = time.monotonic()
+        interval = _EARLY_INTERVAL_S if now - self._started < _EARLY_S else _INTERVAL_S
+        if not force and now - self._last_emit < interval - 0.05:
+            return
+        self._last_emit = now
+        emit(
+            logger,
+            "shard.progress",
+            shard=self.shard,
+            rows=self.rows,
+            done=self.outcomes.total(),
+            reused=self.reused,
+            ok=self.outcomes[Outcome.OK],
+            outcomes=dict(self.outcomes),
+            output_tokens=self.output_tokens,
+            retries=self.retries,
+            in_flight=in_flight,
+            waiting=waiting,
+            elapsed_s=round(now - self._started, 1),
+        )

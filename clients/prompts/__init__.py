@@ -1,0 +1,1 @@
+"""From the prompts a person has to requests that can be sent: reading, checking, planning the shards."""
