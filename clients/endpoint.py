@@ -4,7 +4,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from clients.errors import SettingsError
 
-_KNOWN_ENDS = ("/chat/completions", "/completions", "/models")
+_OPERATIONS = ("/chat/completions", "/v1/completions", "/v1/models")
 
 
 def base_url(url: str) -> str:
@@ -25,13 +25,13 @@ def base_url(url: str) -> str:
             "and put the key in OPENAI_API_KEY"
         )
     if parts.query or parts.fragment:
-        raise SettingsError(f"endpoint URL {address!r} has a query or fragment: leave out everything from '?' or '#' on")
+        raise SettingsError(
+            f"endpoint URL {address!r} has a query or fragment: leave out everything from '?' or '#' on"
+        )
     path = parts.path.rstrip("/")
-    for end in _KNOWN_ENDS:
-        path = path.removesuffix(end).rstrip("/")
-    if not path.endswith("/v1"):
-        path += "/v1"
-    return f"{parts.scheme}://{parts.netloc}{path}"
+    for operation in _OPERATIONS:
+        path = path.removesuffix(operation).rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path.removesuffix('/v1')}/v1"
 
 
 def _split(address: str) -> SplitResult:

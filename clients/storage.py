@@ -6,6 +6,8 @@ A write is all or nothing: on a disk it goes aside, is synced and renamed; in an
 import errno
 import io
 import os
+import secrets
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -91,6 +93,17 @@ class Folder:
         except OSError as error:
             raise self._refused("write", name, error) from error
 
+    def put(self, name: str, path: Path) -> None:
+        """Keep a finished file of this machine under `name`, replacing what was there only once the new one stands."""
+        try:
+            if self._remote:
+                with path.open("rb") as source, self._fs.open_output_stream(f"{self._root}/{name}") as stream:
+                    shutil.copyfileobj(source, stream, 1 << 20)
+            else:
+                _place(path, Path(self._root) / name)
+        except OSError as error:
+            raise self._refused("write", name, error) from error
+
     def _refused(self, verb: str, name: str, error: OSError) -> StorageError:
         where = f"{self.location}/{name}".rstrip("/")
         mend = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check that it can be written"
@@ -114,6 +127,19 @@ def _write_durably(path: Path, data: bytes | pa.Buffer) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _place(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        try:
+            aside.hardlink_to(source)  # free on the same disk; results may be large
+        except OSError:
+            shutil.copyfile(source, aside)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _remote(location: str) -> tuple[Any, str]:

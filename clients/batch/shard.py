@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 from clients.batch.chat import ChatClient, Timeouts
@@ -13,10 +14,12 @@ from clients.batch.ledger import Ledger, State
 from clients.batch.limiter import Limiter
 from clients.batch.progress import Progress
 from clients.errors import LLMInferenceError
+from clients.prompts.columns import CarriedColumns
 from clients.prompts.lines import read_lines
 from clients.prompts.plan import Shard
 from clients.prompts.rows import parse_row
 from clients.records import ChatRequest, InvalidRow
+from clients.results.assemble import write_results
 from clients.storage import Folder
 
 
@@ -65,6 +68,23 @@ def run_shard(shard: Shard, ledger: Ledger, *, api_key: str | None, settings: En
     finally:
         progress.report(in_flight=0, waiting=0, force=True)
     return progress
+
+
+def write_part(shard: Shard, ledger: Ledger, path: Path) -> int:
+    """Write the shard's rows, each with its answer, in input order.
+
+    Returns:
+        Rows for which no answer is committed; each stands in the file as `failed`, with `error_code = "missing"`.
+    """
+    rows = (parse_row(line, shard.defaults) for line in read_lines(shard.prompts, shard.part))
+    return write_results(
+        path,
+        rows,
+        ledger.rows_by_segment(),
+        CarriedColumns(shard.carried),
+        first_row=shard.part.first_row,
+        settings=shard.settings(),
+    )
 
 
 def _to_send(shard: Shard, ledger: Ledger, progress: Progress) -> Iterator[ChatRequest]:

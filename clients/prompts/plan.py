@@ -41,6 +41,17 @@ class Checked:
     fingerprint: str
     marks: tuple[Range, ...]
 
+    def to_json(self) -> bytes:
+        """The whole finding as JSON, some 60 bytes a mark."""
+        return orjson.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Checked":
+        """Read back what `to_json` wrote."""
+        fields: dict[str, Any] = orjson.loads(text)
+        examples = tuple(InvalidRow(**example) for example in fields["examples"])
+        return cls(**{**fields, "examples": examples, "marks": tuple(Range(**mark) for mark in fields["marks"])})
+
     def cut(self, shards: int) -> list[tuple[Range, int]]:
         """Cut into at most `shards` parts of as equal a number of rows as possible, none of them empty.
 
@@ -143,6 +154,7 @@ class Shard:
         state: Folder or URI under which committed rows are kept; "" keeps them only as long as the pod lives.
         plan: Name of the plan the shard belongs to: the same input cut the same way has the same name.
         concurrency: Requests in flight.
+        server_wait_s: Seconds to wait for an endpoint that cannot be reached.
     """
 
     shard: int
@@ -156,10 +168,22 @@ class Shard:
     state: str
     plan: str
     concurrency: int
+    server_wait_s: float = 600.0
 
     def to_json(self) -> str:
         """One line of JSON."""
         return orjson.dumps(dataclasses.asdict(self)).decode()
+
+    def settings(self) -> dict[str, Any]:
+        """What a reader of the results wants to know about how they were made; no secret is among it."""
+        return {
+            "prompts": self.prompts,
+            "base_url": self.base_url,
+            "model": self.defaults.model,
+            "system_prompt": self.defaults.system_prompt,
+            "request_defaults": dict(self.defaults.request_defaults),
+            "shards": self.of,
+        }
 
     @classmethod
     def from_json(cls, text: str) -> "Shard":

@@ -1,0 +1,29 @@
+"""The edge of every step: events on, errors as one line, secrets from the environment."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from clients.errors import LLMInferenceError
+from clients.events import emit, log_to_stderr
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    """Run a step: what a user can cause ends it with one `step.failed` event and the error's exit code, no traceback."""
+    log_to_stderr()
+    emit(logger, "step.started", step=name)
+    try:
+        yield
+    except LLMInferenceError as error:
+        emit(logger, "step.failed", step=name, error=str(error), kind=type(error).__name__)
+        raise SystemExit(error.exit_code) from None
+    emit(logger, "step.finished", step=name)
+
+
+def api_key() -> str | None:
+    """The endpoint's key, from the Secret that the pod has as OPENAI_API_KEY; empty means none."""
+    return os.environ.get("OPENAI_API_KEY") or None

@@ -1,0 +1,63 @@
+"""Cut the checked input into shards."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clients.events import emit
+from clients.prompts.plan import Checked, Shard
+from clients.prompts.rows import JobDefaults, whole_numbers
+from clients.steps.boundary import step
+
+logger = logging.getLogger(__name__)
+
+
+def plan_shards(
+    *,
+    checked_path: str,
+    prompts: str,
+    endpoint: str,
+    system_prompt: str,
+    request_defaults: Mapping[str, Any],
+    shards: int,
+    concurrency: int,
+    state: str,
+    server_wait_s: float,
+) -> list[str]:
+    """Describe each shard as a self-contained JSON string.
+
+    Args:
+        endpoint: What `resolve_endpoint` returned.
+        concurrency: Requests in flight over all shards.
+        state: Folder or URI of the run's ledger, or "".
+    """
+    with step("plan_shards"):
+        checked = Checked.from_json(Path(checked_path).read_bytes())
+        found = json.loads(endpoint)
+        parts = checked.cut(shards)
+        plan = hashlib.sha256(f"{checked.fingerprint}:{[part.start for part, _ in parts]}".encode()).hexdigest()[:12]
+        defaults = JobDefaults(
+            model=found["model"], system_prompt=system_prompt, request_defaults=whole_numbers(request_defaults)
+        )
+        specs = [
+            Shard(
+                shard=number,
+                of=len(parts),
+                prompts=prompts,
+                part=part,
+                rows=rows,
+                base_url=found["base_url"],
+                defaults=defaults,
+                carried=checked.carried,
+                state=state,
+                plan=plan,
+                concurrency=max(1, concurrency // len(parts)),
+                server_wait_s=server_wait_s,
+            ).to_json()
+            for number, (part, rows) in enumerate(parts)
+        ]
+        emit(logger, "shards.planned", plan=plan, rows=checked.rows, rows_of_shard=[rows for _, rows in parts])
+    return specs

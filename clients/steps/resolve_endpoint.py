@@ -1,0 +1,22 @@
+"""Find out where the model answers and under which name."""
+
+import json
+import logging
+
+from clients.models import resolve
+from clients.events import emit
+from clients.steps.boundary import api_key, step
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_endpoint(*, endpoint_url: str, model: str, server_wait_s: float) -> str:
+    """Wait until the endpoint lists its models and choose one.
+
+    Returns:
+        JSON with `base_url` and `model`.
+    """
+    with step("resolve_endpoint"):
+        endpoint = resolve(endpoint_url, model=model, api_key=api_key(), patience_s=server_wait_s)
+        emit(logger, "endpoint.resolved", base_url=endpoint.base_url, model=endpoint.model)
+    return json.dumps({"base_url": endpoint.base_url, "model": endpoint.model})

@@ -1,0 +1,34 @@
+"""Run one shard's rows and write its part of the results."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from clients.batch.chat import Timeouts
+from clients.batch.engine import EngineSettings
+from clients.batch.shard import open_ledger, write_part
+from clients.batch.shard import run_shard as run
+from clients.prompts.plan import Shard
+from clients.steps.boundary import api_key, step
+
+
+def run_shard(*, spec: str, part_path: str) -> dict[str, Any]:
+    """Bring every row of the shard to an outcome.
+
+    Args:
+        spec: One string of `plan_shards`.
+        part_path: Parquet file to write: one row per input row of the shard, in input order.
+
+    Returns:
+        Counts for the artifact's metadata.
+    """
+    with step("run_shard"), tempfile.TemporaryDirectory(prefix="kllm-state-") as scratch:
+        shard = Shard.from_json(spec)
+        if not shard.state:  # nowhere durable was given: good as long as this pod lives
+            shard = dataclasses.replace(shard, state=scratch)
+        settings = EngineSettings(server_wait_s=shard.server_wait_s)
+        with open_ledger(shard) as ledger:
+            progress = run(shard, ledger, api_key=api_key(), settings=settings, timeouts=Timeouts())
+            write_part(shard, ledger, Path(part_path))
+    return {"shard": shard.shard, "rows": shard.rows, "reused": progress.reused, **progress.outcomes}

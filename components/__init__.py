@@ -1,0 +1,1 @@
+"""The contract of each pipeline step: a signature, a docstring, a call into clients.steps."""

@@ -1,0 +1,16 @@
+"""Fail the run when too much went wrong."""
+
+from components._factory import step
+
+
+@step("clients.steps.gate")
+def gate(summary: str, max_error_rate: float):
+    """Fails the run, after its files are safe, when rows are missing or too many went wrong.
+
+    Args:
+        summary: The summary of merge_shards.
+        max_error_rate: Share of the rows, 0 to 1, that may end other than ok or truncated.
+    """
+    from clients.steps.gate import gate as run
+
+    run(summary=summary, max_error_rate=max_error_rate)

@@ -1,0 +1,50 @@
+"""Cut the input into shards."""
+
+from typing import List
+
+from kfp.dsl import Artifact, Input
+
+from components._factory import RESULTS_PACKAGES, step
+
+
+@step("clients.steps.plan_shards", packages=RESULTS_PACKAGES)
+def plan_shards(
+    checked: Input[Artifact],
+    prompts: str,
+    endpoint: str,
+    system_prompt: str,
+    request_defaults: dict,
+    shards: int,
+    concurrency: int,
+    state: str,
+    server_wait_s: int,
+) -> List[str]:
+    """Cuts the checked input into shards of equal size.
+
+    Args:
+        checked: What check_prompts found.
+        prompts: Path or URI of the JSONL file.
+        endpoint: What resolve_endpoint returned.
+        system_prompt: First message of rows that have no system message of their own.
+        request_defaults: Request fields that a row gets unless it has its own.
+        shards: Number of shards; at most one a row.
+        concurrency: Requests in flight, over all shards.
+        state: Folder or URI where finished rows are kept, so that a rerun does not send them again.
+        server_wait_s: Seconds a shard waits for an endpoint that cannot be reached.
+
+    Returns:
+        One self-contained JSON string a shard.
+    """
+    from clients.steps.plan_shards import plan_shards as run
+
+    return run(
+        checked_path=checked.path,
+        prompts=prompts,
+        endpoint=endpoint,
+        system_prompt=system_prompt,
+        request_defaults=request_defaults,
+        shards=shards,
+        concurrency=concurrency,
+        state=state,
+        server_wait_s=server_wait_s,
+    )

@@ -1,0 +1,71 @@
+"""The batch inference pipeline: check, endpoint, plan, shards, merge, gate."""
+
+from kfp import dsl
+
+from components.check_prompts import check_prompts
+from components.gate import gate
+from components.merge_shards import merge_shards
+from components.plan_shards import plan_shards
+from components.resolve_endpoint import resolve_endpoint
+from components.run_shard import run_shard
+from pipelines.resources import prepare
+
+
+@dsl.pipeline(
+    name="batch-inference",
+    display_name="Batch inference",
+    description="Runs a file of prompts against an OpenAI-compatible endpoint and writes the answers to Parquet.",
+)
+def batch_inference(
+    prompts: str,
+    endpoint_url: str,
+    model: str = "",
+    system_prompt: str = "",
+    request_defaults: dict = {},  # noqa: B006  (KFP reads the default, nothing changes it)
+    shards: int = 4,
+    concurrency: int = 64,
+    max_error_rate: float = 0.2,
+    output: str = "",
+    state: str = "",
+    server_wait_s: int = 600,
+):
+    """Runs a file of prompts against an OpenAI-compatible endpoint and writes the answers to Parquet.
+
+    Args:
+        prompts: Path or URI of a JSONL file, one request a line.
+        endpoint_url: Address of an OpenAI-compatible API, with or without /v1.
+        model: Name of the model. Empty takes the first one the endpoint lists.
+        system_prompt: First message of rows that have no system message of their own.
+        request_defaults: Request fields that a row gets unless it has its own, such as {"max_tokens": 1024}.
+        shards: Number of shards. Each is a pod that runs its part of the rows.
+        concurrency: Requests in flight, over all shards.
+        max_error_rate: Share of the rows, 0 to 1, that may go wrong before the run counts as failed.
+        output: Folder or URI that gets results.parquet, rejects.parquet, summary.json and report.html.
+        state: Folder or URI where finished rows are kept, so that a rerun does not send them again.
+        server_wait_s: Seconds to wait for an endpoint that cannot be reached.
+    """
+    requests = {"system_prompt": system_prompt, "request_defaults": request_defaults}
+    checked = prepare(check_prompts(prompts=prompts, **requests), "Check prompts")
+    endpoint = prepare(
+        resolve_endpoint(endpoint_url=endpoint_url, model=model, server_wait_s=server_wait_s).after(checked),
+        "Resolve endpoint",
+    )
+    plan = prepare(
+        plan_shards(
+            checked=checked.outputs["checked"],
+            prompts=prompts,
+            endpoint=endpoint.output,
+            shards=shards,
+            concurrency=concurrency,
+            state=state,
+            server_wait_s=server_wait_s,
+            **requests,
+        ),
+        "Plan shards",
+    )
+    with dsl.ParallelFor(plan.output, name="shards") as spec:
+        shard = prepare(run_shard(spec=spec), "Run shard", cpu="1", memory="1Gi")
+    merged = prepare(
+        merge_shards(parts=dsl.Collected(shard.outputs["part"]), output=output), "Merge shards", memory="1Gi"
+    )
+    prepare(gate(summary=merged.outputs["Output"], max_error_rate=max_error_rate), "Gate")
