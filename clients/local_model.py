@@ -5,6 +5,7 @@ import functools
 import os
 import platform
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,17 +151,16 @@ def _libc() -> str:
 
 def _own_model(gguf: Path) -> LocalModel:
     mend = "Give the path of one model file in GGUF format"
-    if gguf.is_dir():
-        raise SettingsError(f"--gguf {gguf} is a folder. {mend}, such as {gguf / 'model.gguf'}.")
-    if not gguf.exists():
-        raise SettingsError(f"--gguf {gguf}: no such file. {mend}.")
-    if not gguf.is_file():  # a pipe would block the read below
-        raise SettingsError(f"--gguf {gguf} is not a regular file. {mend}.")
     try:
-        with gguf.open("rb") as file:
-            magic = file.read(4)
+        regular = stat.S_ISREG(gguf.stat().st_mode)
+        magic = b""
+        if regular:  # opening a named pipe would block
+            with gguf.open("rb") as file:
+                magic = file.read(4)
     except OSError as error:
-        raise SettingsError(f"--gguf {gguf} cannot be read: {error.strerror}. Mend its permissions.") from error
+        raise SettingsError(f"--gguf {gguf} cannot be read: {error.strerror}. {mend}.") from error
+    if not regular:
+        raise SettingsError(f"--gguf {gguf} is {'a folder' if gguf.is_dir() else 'no regular file'}. {mend}.")
     if magic != b"GGUF":
         found = f"begins with {magic!r}" if magic else "is empty"
         raise SettingsError(f"--gguf {gguf} {found}, so it is not a GGUF file. {mend}.")

@@ -30,7 +30,13 @@ def connect(url: str, timeout_s: float) -> openai.OpenAI:
     if not (key.isascii() and key.isprintable()):
         raise SettingsError("OPENAI_API_KEY contains characters that no key has: set it again")
     timeout = openai.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S))
-    http = openai.DefaultHttpxClient(timeout=timeout, trust_env=not _is_loopback(url))
+    try:
+        http = openai.DefaultHttpxClient(timeout=timeout, trust_env=not _is_loopback(url))
+    except (ImportError, OSError, ValueError) as error:
+        raise SettingsError(
+            f"the proxy or certificate settings of this shell cannot be used ({error}): "
+            "mend or unset HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE"
+        ) from error
     return openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0, http_client=http)
 
 

@@ -8,7 +8,6 @@ import io
 import os
 import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -112,15 +111,15 @@ class Folder:
 
 def _write_durably(path: Path, data: bytes | pa.Buffer) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = _aside(path)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with aside.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(aside).replace(path)
+        aside.replace(path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -129,9 +128,13 @@ def _write_durably(path: Path, data: bytes | pa.Buffer) -> None:
         os.close(folder)
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
 def _place(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    aside = _aside(target)
     try:
         try:
             aside.hardlink_to(source)  # free on the same disk; results may be large

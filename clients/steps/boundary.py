@@ -19,8 +19,11 @@ def step(name: str) -> Iterator[None]:
     try:
         yield
     except LLMInferenceError as error:
-        emit(logger, "step.failed", step=name, error=str(error), kind=type(error).__name__)
+        emit(logger, "step.failed", step=name, error=str(error), exit_code=error.exit_code)
         raise SystemExit(error.exit_code) from None
+    except Exception as error:  # a defect of ours: its traceback belongs in the log, its name on the screen
+        emit(logger, "step.failed", step=name, error=f"{type(error).__name__}: {error}", exit_code=1)
+        raise
     emit(logger, "step.finished", step=name)
 
 

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import math
 import os
 import signal
 import socket
@@ -19,8 +18,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any, Literal, Self
 
 from aiohttp import web
@@ -32,13 +29,22 @@ from tests.servers.answers import (
     digest,
     last_user_text,
     spoil,
-    tokens_of,
     write_answer,
 )
 from tests.servers.faults import Fault, fault_of_turn, faults_in, parse_fault
+from tests.servers.replies import (
+    PAGE,
+    delta_chunk,
+    details,
+    error_reply,
+    pieces,
+    refusal_of,
+    sse_event,
+    status_fault,
+    thinking_wanted,
+)
 
 _FLUSH_S = 0.02  # time for written bytes to leave before the connection is cut
-_PAGE = "<!DOCTYPE html><html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>"
 
 
 @dataclass(kw_only=True)
@@ -250,7 +256,7 @@ class OpenAIServer:
             raise
         except Exception as error:  # noqa: BLE001 - shown when the server stops
             self.script_errors.append(error)
-            return _error(500, f"the stand-in failed: {error!r}")
+            return error_reply(500, f"the stand-in failed: {error!r}")
         return answer
 
     def _key_fits(self, request: web.Request) -> bool:
@@ -306,11 +312,11 @@ class OpenAIServer:
             await asyncio.sleep(fault.after_s)
             if (early := await self._play_early(request, fault)) is not None:
                 return early
-        problem = self._problem(body)
-        if problem is not None:
-            return problem
+        refusal = refusal_of(body, self.models, self.max_model_len)
+        if refusal is not None:
+            return refusal
         if self.max_queued is not None and self.waiting >= self.max_queued:
-            return _error(503, "The server is overloaded: the request queue is full.")
+            return error_reply(503, "The server is overloaded: the request queue is full.")
         async with self._slot():
             return await self._generate(request, record, fault)
 
@@ -341,13 +347,13 @@ class OpenAIServer:
     async def _play_early(self, request: web.Request, fault: Fault) -> web.StreamResponse | None:
         """Faults that need no generation; None for the others."""
         if fault.status is not None:
-            return _status_fault(fault)
+            return status_fault(fault)
         if fault.kind == "hang":
             await asyncio.Event().wait()
         if fault.kind == "reset":
             return await _cut_off(request)
         plain: dict[str, tuple[bytes, str]] = {
-            "html": (_PAGE.format("Welcome").encode(), "text/html"),
+            "html": (PAGE.format("Welcome").encode(), "text/html"),
             "badjson": (b'{"id": "chatcmpl-1", "choices": [{"index": 0, "mess', "application/json"),
             "nonobject": (b"[1, 2, 3]", "application/json"),
             "badutf8": (b'{"choices": "\xff\xfe\x80"}', "application/json"),
@@ -356,46 +362,6 @@ class OpenAIServer:
             sent, kind = plain[fault.kind]
             return web.Response(body=sent, content_type=kind)
         return None
-
-    def _problem(self, body: Any) -> web.Response | None:
-        """The refusal that vLLM would give, or None for a request it would work on."""
-        if not isinstance(body, dict):
-            return _error(400, "[{'type': 'json_invalid', 'loc': ('body', 0), 'msg': 'JSON decode error'}]")
-        if body.get("model") and body["model"] not in self.models:
-            return _error(404, f"The model `{body['model']}` does not exist.", param="model")
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            return _error(400, "messages: Field required, a list with at least one message", param="messages")
-        for message in messages:
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                return _error(400, "messages: each one needs a role and content", param="messages")
-        return self._bad_value(body) or self._too_long(body)
-
-    def _bad_value(self, body: dict[str, Any]) -> web.Response | None:
-        whole = {"n": (1, 128), "max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf)}
-        bounds = {"temperature": (0, math.inf), "top_p": (0, 1), **whole}
-        for name, (low, high) in bounds.items():
-            value = body.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int if name in whole else int | float):
-                return _error(400, f"{name}: Input should be a valid number", param=name)
-            if not low <= value <= high:
-                return _error(400, f"{name} must be in [{low}, {high}], got {value}.", param=name)
-        return None
-
-    def _too_long(self, body: dict[str, Any]) -> web.Response | None:
-        prompt, longest = count_prompt_tokens(body["messages"]), self.max_model_len
-        wanted = body.get("max_completion_tokens") or body.get("max_tokens") or 1
-        if prompt >= longest:
-            message = (
-                f"However, your request has {prompt} input tokens. Please reduce the length of the input messages."
-            )
-        elif prompt + wanted > longest:
-            message = f"However, you requested {wanted} output tokens and your prompt contains {prompt} input tokens."
-        else:
-            return None
-        return _error(400, f"This model's maximum context length is {longest} tokens. {message}", param="input_tokens")
 
     # ----------------------------------------------------------------- answers
 
@@ -411,7 +377,7 @@ class OpenAIServer:
             return await self._stream(request, record, drafts, kind, per_token)
         await asyncio.sleep(per_token * max((draft.output_tokens for draft in drafts), default=1))
         if kind == "stream_error":
-            return _error(500, "EngineCore encountered an issue.")
+            return error_reply(500, "EngineCore encountered an issue.")
         answer = self._head(request, record, "chat.completion")
         answer["choices"] = [self._choice(record, i, draft) for i, draft in enumerate(drafts)]
         answer["usage"] = None if kind == "nousage" else self._usage(record, drafts)
@@ -419,7 +385,7 @@ class OpenAIServer:
         return await self._send(request, sent, kind)
 
     def _draft(self, record: SeenRequest, choice: int) -> Draft:
-        thinks = self.reasoning is not None and _thinking_wanted(record.body)
+        thinks = self.reasoning is not None and thinking_wanted(record.body)
         return write_answer(
             record.body, record.text, choice=choice, seed=self.seed, length=self.output_tokens, thinks=thinks
         )
@@ -488,26 +454,26 @@ class OpenAIServer:
                 _reset(_transport(request)) if kind == "reset_body" else _transport(request).close()
                 return answer
             if kind == "stream_error" and number >= len(events) // 2:
-                await answer.write(_event({"error": _details(500, "EngineCore encountered an issue.")}))
+                await answer.write(sse_event({"error": details(500, "EngineCore encountered an issue.")}))
                 break
-            await answer.write(_event({**head, **event}))
+            await answer.write(sse_event({**head, **event}))
             await asyncio.sleep(per_token)
         await answer.write(b"data: [DONE]\n\n")
         return answer
 
     def _events(self, record: SeenRequest, drafts: list[Draft], kind: str) -> Iterator[dict[str, Any]]:
         for index, draft in enumerate(drafts):
-            yield _delta(index, {"role": "assistant", "content": ""})
+            yield delta_chunk(index, {"role": "assistant", "content": ""})
             if record.body.get("include_reasoning", True):
-                for piece in _pieces(draft.reasoning):
-                    yield _delta(index, {self.reasoning or "reasoning": piece})
-            for piece in _pieces(draft.content):
-                yield _delta(index, {"content": piece})
+                for piece in pieces(draft.reasoning):
+                    yield delta_chunk(index, {self.reasoning or "reasoning": piece})
+            for piece in pieces(draft.content):
+                yield delta_chunk(index, {"content": piece})
             if draft.refusal:
-                yield _delta(index, {"refusal": draft.refusal})
+                yield delta_chunk(index, {"refusal": draft.refusal})
             if draft.tool_calls:
-                yield _delta(index, {"tool_calls": [{"index": i, **c} for i, c in enumerate(draft.tool_calls)]})
-            yield _delta(index, {}, draft.finish)
+                yield delta_chunk(index, {"tool_calls": [{"index": i, **c} for i, c in enumerate(draft.tool_calls)]})
+            yield delta_chunk(index, {}, draft.finish)
         if (record.body.get("stream_options") or {}).get("include_usage") and kind != "nousage":
             yield {"choices": [], "usage": self._usage(record, drafts)}
 
@@ -540,53 +506,6 @@ async def _cut_off(request: web.Request) -> web.StreamResponse:
     _reset(_transport(request))
     await asyncio.sleep(60)  # cancelled as soon as the loss of the connection is noticed
     return web.Response()
-
-
-def _status_fault(fault: Fault) -> web.Response:
-    status = fault.status or 500
-    headers = {}
-    if fault.retry_after is not None:
-        headers["Retry-After"] = fault.retry_after
-        if fault.retry_after.startswith("date:"):
-            moment = datetime.now(UTC) + timedelta(seconds=float(fault.retry_after.removeprefix("date:")))
-            headers["Retry-After"] = format_datetime(moment, usegmt=True)
-    if status in {502, 504}:  # these come from a proxy in front of the server, in its own words
-        return web.Response(status=status, text=_PAGE.format(status), content_type="text/html", headers=headers)
-    if status == 401:
-        return web.json_response({"error": "Unauthorized"}, status=401, headers=headers)
-    return _error(status, f"scripted fault {status}", headers=headers)
-
-
-_TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
-
-
-def _details(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    return {"message": message, "type": _TYPES.get(status, "Error"), "param": param, "code": status}
-
-
-def _error(
-    status: int, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
-) -> web.Response:
-    return web.json_response({"error": _details(status, message, param)}, status=status, headers=headers)
-
-
-def _thinking_wanted(body: dict[str, Any]) -> bool:
-    return bool((body.get("chat_template_kwargs") or {}).get("enable_thinking", True))
-
-
-def _delta(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-    return {"choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}]}
-
-
-def _pieces(text: str | None) -> list[str]:
-    """The tokens of a stream; a huge text comes in few large ones."""
-    if not text:
-        return []
-    return tokens_of(text) if len(text) < 100_000 else [text[i : i + 50_000] for i in range(0, len(text), 50_000)]
-
-
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n\n"
 
 
 # -------------------------------------------------------------------- process

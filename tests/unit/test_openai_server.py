@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -231,34 +232,48 @@ async def test_a_connection_can_be_closed_or_reset_after_a_good_answer() -> None
     assert server.requests[-1].status is None
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - what we wait for is a count, not an event
+            await asyncio.sleep(0.01)
+
+
 async def test_slots_bound_the_work_but_not_the_queue_and_metrics_show_both() -> None:
-    async with OpenAIServer(slots=2, latency_s=0.1) as server, asyncio.TaskGroup() as group:
-        for number in range(6):
-            group.create_task(post(server, f"row {number}"))
-        await asyncio.sleep(0.06)
+    async with OpenAIServer(slots=2, latency_s=3600) as server, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(post(server, f"row {number}")) for number in range(6)]
+        await until(lambda: server.in_flight == 6)
         async with aiohttp.ClientSession() as session, session.get(server.url.replace("/v1", "/metrics")) as answer:
             metrics = await answer.text()
         assert 'vllm:num_requests_running{engine="0",model_name="qwen3-30b-fp8"} 2.0' in metrics
-        assert "waiting" in metrics
-        assert "} 4.0" in metrics
+        assert 'vllm:num_requests_waiting{engine="0",model_name="qwen3-30b-fp8"} 4.0' in metrics
+        server.latency_s = 0
+        holding = {request.text for request in server.requests[:2]}
+        for number, task in enumerate(tasks):
+            if f"row {number}" in holding:
+                task.cancel()
     assert server.peak_in_flight == 6
     assert (server.in_flight, server.running, server.waiting) == (0, 0, 0)
-    assert [r.status for r in server.requests] == [200] * 6
+    assert [r.status for r in server.requests] == [None, None, 200, 200, 200, 200]
+    ends = [r.finished_at or 0 for r in server.requests[2:]]
+    assert ends == sorted(ends)
 
 
 async def test_a_bounded_queue_answers_503_without_retry_after() -> None:
-    async with OpenAIServer(slots=1, max_queued=1, latency_s=0.1) as server, asyncio.TaskGroup() as group:
+    async with OpenAIServer(slots=1, max_queued=1, latency_s=3600) as server, asyncio.TaskGroup() as group:
         tasks = [group.create_task(post(server, f"row {number}")) for number in range(4)]
-    assert sorted(task.result()[0] for task in tasks) == [200, 200, 503, 503]
+        await until(lambda: sum(task.done() for task in tasks) == 2)
+        assert [task.result()[0] for task in tasks if task.done()] == [503, 503]
+        assert (server.running, server.waiting) == (1, 1)
+        for task in tasks:
+            task.cancel()
 
 
 async def test_a_client_that_goes_away_frees_its_slot() -> None:
     async with OpenAIServer(slots=1, latency_s=30) as server:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
+            async with asyncio.timeout(0.2):
                 await post(server, "impatient")
-        await asyncio.sleep(0.05)
-        assert server.running == 0
+        await until(lambda: server.running == 0)
         server.latency_s = 0
         assert (await post(server, "next"))[0] == 200
     assert server.requests[0].status is None
@@ -268,7 +283,7 @@ async def test_tokens_take_their_time_and_may_slow_down_with_load() -> None:
     async with OpenAIServer(token_delay_s=lambda running: 0.01 * running, output_tokens=(10, 10)) as server:
         begun = time.monotonic()
         await post(server, "x")
-        assert 0.09 < time.monotonic() - begun < 0.5
+        assert 0.09 < time.monotonic() - begun < 5
 
 
 async def test_hanging_requests_do_not_hold_up_the_end_and_the_address_can_be_used_again() -> None:
@@ -283,8 +298,7 @@ async def test_hanging_requests_do_not_hold_up_the_end_and_the_address_can_be_us
 
         for number in range(20):
             group.create_task(hang(f"{number} [[fault:hang]]"))
-        await asyncio.sleep(0.1)
-        assert server.in_flight == 20
+        await until(lambda: server.in_flight == 20)
         address, begun = server.url, time.monotonic()
         await server.stop()
         assert time.monotonic() - begun < 1

@@ -1,0 +1,215 @@
+"""What a person at a terminal sees: one live line while rows run, a short table at the end. Not part of any pod.
+
+Without a terminal there is no live line but a `run.progress` event every few seconds. Colours follow NO_COLOR.
+"""
+
+import collections
+import dataclasses
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from clients.events import emit
+from clients.records import Outcome
+from clients.results import format as fmt
+from clients.results.summary import Summary
+
+logger = logging.getLogger(__name__)
+
+_EVENT_INTERVAL_S = 5.0
+_RATE_WINDOW_S = 20.0
+_BAR_CELLS = 24
+
+
+@dataclasses.dataclass
+class _Shard:
+    rows: int
+    done: int = 0
+    reused: int = 0
+    output_tokens: int = 0
+    in_flight: int = 0
+    outcomes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class RunView:
+    """Follows the events of a run and shows them. A context manager.
+
+    Args:
+        console: Where notes and the live line go; stderr by default, so that stdout stays for results.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._shards: dict[int, _Shard] = {}
+        self._stage = ""
+        self._history: collections.deque[tuple[float, int, int]] = collections.deque()
+        self._live: Live | None = None
+        self._next_event = 0.0
+
+    def __enter__(self) -> "RunView":
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str) -> None:
+        """Say one thing that stays on the screen."""
+        self.console.print(Text(text), soft_wrap=True)
+
+    def stage(self, text: str) -> None:
+        """Say what is being waited for; on a terminal it is replaced by what follows, elsewhere a line of its own."""
+        if self._live is None:
+            self.note(text)
+        self._stage = text
+        self.tick()
+
+    def see(self, event: Mapping[str, Any]) -> None:
+        """Take one event of a step into account."""
+        match event.get("event"):
+            case "prompts.checked":
+                self._see_checked(event)
+            case "shards.planned":
+                self._shards = {shard: _Shard(rows) for shard, rows in enumerate(event["rows_of_shard"])}
+                self._stage = ""
+            case "shard.progress":
+                shard = self._shards.setdefault(event["shard"], _Shard(event["rows"]))
+                for field in ("done", "reused", "output_tokens", "in_flight", "outcomes"):
+                    setattr(shard, field, event[field])
+            case "row.invalid":
+                self.note(f"  malformed row: {event['error']}")
+            case "endpoint.waiting" | "endpoint.unreachable":
+                self.note(f"  waiting for {event.get('base_url') or event.get('endpoint')}: {event['reason']}")
+            case "commit.failed":
+                self.note(f"  {event['reason']}")
+
+    def tick(self) -> None:
+        """Bring the screen, or the log, up to date; call it a few times a second."""
+        now = time.monotonic()
+        if self._live is not None:
+            self._live.update(self._line(now), refresh=True)
+        elif self._shards and now >= self._next_event:
+            self._next_event = now + _EVENT_INTERVAL_S
+            emit(logger, "run.progress", **self._numbers(now))
+
+    def _see_checked(self, event: Mapping[str, Any]) -> None:
+        malformed = f", {fmt.count(event['invalid'])} malformed" if event["invalid"] else ""
+        self.note(f"{fmt.count(event['rows'])} rows checked{malformed}")
+        if event["repeated_ids"]:
+            self.note(f"  {fmt.count(event['repeated_ids'])} rows share their id with an earlier row; `row` tells them apart")
+
+    def _numbers(self, now: float) -> dict[str, Any]:
+        shards = list(self._shards.values())
+        outcomes: Counter[str] = Counter()
+        for shard in shards:
+            outcomes.update(shard.outcomes)
+        rows, done = sum(shard.rows for shard in shards), sum(shard.done for shard in shards)
+        sent = done - sum(shard.reused for shard in shards)
+        tokens = sum(shard.output_tokens for shard in shards)
+        rows_per_s, tokens_per_s = self._rates(now, sent, tokens)
+        return {
+            "rows": rows,
+            "done": done,
+            "ok": outcomes[Outcome.OK],
+            "other": done - outcomes[Outcome.OK],
+            "rows_per_s": rows_per_s and round(rows_per_s, 3),
+            "output_tokens_per_s": tokens_per_s and round(tokens_per_s, 1),
+            "in_flight": sum(shard.in_flight for shard in shards),
+            "eta_s": round((rows - done) / rows_per_s) if rows_per_s else None,
+        }
+
+    def _rates(self, now: float, sent: int, tokens: int) -> tuple[float | None, float | None]:
+        """Rows and output tokens per second over the last seconds, None before there is anything to say."""
+        self._history.append((now, sent, tokens))
+        while len(self._history) > 2 and self._history[1][0] < now - _RATE_WINDOW_S:
+            self._history.popleft()
+        then, sent_then, tokens_then = self._history[0]
+        if now - then < 1 or sent == sent_then:
+            return None, None
+        return (sent - sent_then) / (now - then), (tokens - tokens_then) / (now - then)
+
+    def _line(self, now: float) -> Text:
+        if not self._shards:
+            return Text(self._stage, style="dim")
+        found = self._numbers(now)
+        filled = _BAR_CELLS * found["done"] // max(1, found["rows"])
+        line = Text.assemble(("━" * filled, "green"), ("━" * (_BAR_CELLS - filled), "bright_black"), "  ")
+        line.append(f"{fmt.count(found['done'])}/{fmt.count(found['rows'])} rows", style="bold")
+        parts = [f"{fmt.count(found['ok'])} ok, {fmt.count(found['other'])} other"]
+        if found["rows_per_s"]:
+            parts += [fmt.rate(found["rows_per_s"], "rows"), fmt.rate(found["output_tokens_per_s"], "tokens")]
+        parts.append(f"{fmt.count(found['in_flight'])} in flight")
+        if found["eta_s"] and found["done"] < found["rows"]:
+            parts.append(f"{fmt.duration(found['eta_s'])} left")
+        if found["done"] == found["rows"]:
+            parts = [*parts[:1], "writing the results"]
+        line.append(" · " + " · ".join(parts))
+        line.truncate(self.console.width, overflow="ellipsis")
+        return line
+
+
+def print_summary(summary: Summary, folder: Path, console: Console | None = None) -> None:
+    """Print how the run went, where its files are, and what to type next."""
+    console = console or Console(highlight=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("Outcome")
+    table.add_column("Rows", justify="right")
+    table.add_column("Share", justify="right")
+    for outcome in Outcome:
+        number = summary["outcomes"][outcome]
+        if number or outcome is Outcome.OK:
+            style = "green" if outcome is Outcome.OK else "yellow"
+            table.add_row(Text(outcome, style=style), fmt.count(number), fmt.share(number, summary["rows"]))
+    facts = [f"{fmt.count(summary['rows'])} rows", fmt.duration(summary["duration_s"])]
+    if summary["rows_per_s"]:
+        facts.append(fmt.rate(summary["rows_per_s"], "rows"))
+    facts.append(f"{fmt.count(summary['completion_tokens'])} output tokens")
+    if summary["output_tokens_per_s"]:
+        facts.append(fmt.rate(summary["output_tokens_per_s"], "tokens"))
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(" · ".join(facts), soft_wrap=True)
+    console.print()
+    for name, what in _FILES:
+        if (folder / name).exists():
+            console.print(Text(f"{what:<10}{folder / name}"), soft_wrap=True)
+    console.print()
+    first = folder / "results.parquet"
+    console.print(
+        Text(f"Next: open the report in a browser, or read the answers in Python:\n"
+             f"  import pandas; pandas.read_parquet({str(first)!r})[['id', 'outcome', 'content']]"),
+        soft_wrap=True,
+    )
+
+
+_FILES = (
+    ("results.parquet", "Results"),
+    ("rejects.parquet", "Not ok"),
+    ("report.html", "Report"),
+    ("summary.json", "Summary"),
+)
+
+
+def error_line(message: str) -> None:
+    """Print an error as one line on stderr."""
+    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+
+def is_terminal() -> bool:
+    """Tell whether a person is looking at stderr."""
+    return sys.stderr.isatty()

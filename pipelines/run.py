@@ -1,0 +1,208 @@
+"""Run the batch inference pipeline on a file of prompts.
+
+With nothing else, it runs on this machine against a small embedded model, which shows the machinery, not quality.
+The same command again goes on where the last one stopped: finished rows are not sent again, edited rows are.
+"""
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from clients.errors import EndpointError, LLMInferenceError, PromptsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from clients.display import RunView
+    from pipelines.settings import RunSettings
+
+_EXAMPLES = """examples:
+  python -m pipelines.run --prompts examples/prompts.jsonl
+  python -m pipelines.run --prompts prompts.jsonl --url http://localhost:8000/v1 --max-tokens 1024
+  python -m pipelines.run --prompts prompts.jsonl --gguf model.gguf --output results/trial
+"""
+
+
+class _InterruptedError(LLMInferenceError):
+    """Ctrl-C or SIGTERM."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__("interrupted")
+        self.exit_code = 128 + signum
+
+
+class _RunFailedError(LLMInferenceError):
+    """A step of the pipeline failed; its own message and exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, print; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    from clients.display import error_line
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupt)
+    try:
+        from pipelines.settings import RunSettings, request_defaults
+
+        defaults = request_defaults(options.param, max_tokens=options.max_tokens, temperature=options.temperature)
+        settings = RunSettings(
+            prompts=Path(options.prompts),
+            output=Path(options.output or Path("results") / Path(options.prompts).name.split(".")[0]),
+            url=options.url,
+            model=options.model,
+            gguf=options.gguf,
+            system_prompt=options.system,
+            request_defaults=defaults,
+            shards=options.shards,
+            concurrency=options.concurrency,
+            max_error_rate=options.max_error_rate,
+            server_wait_s=options.server_wait,
+            fresh=options.fresh,
+        )
+        return run(settings)
+    except _InterruptedError as error:
+        error_line("interrupted. Finished rows are kept; the same command goes on from there.")
+        return error.exit_code
+    except LLMInferenceError as error:
+        error_line(str(error))
+        return error.exit_code
+
+
+def run(settings: "RunSettings") -> int:
+    """Run the pipeline on this machine and show how it goes.
+
+    Raises:
+        LLMInferenceError: what went wrong, as one line.
+    """
+    from clients.display import RunView, print_summary
+    from clients.events import log_to_stderr
+    from pipelines.workplace import Workplace
+
+    place = Workplace.prepare(settings)
+    with RunView() as view:
+        if not view.console.is_terminal:
+            log_to_stderr()
+        with _endpoint(settings, place, view) as arguments:
+            failure = _follow(settings, place, arguments, view)
+    if place.summary_is_new():
+        print_summary(json.loads(place.summary.read_text(encoding="utf-8")), place.output)
+    if failure is not None:
+        raise failure
+    place.settle()
+    return 0
+
+
+@contextlib.contextmanager
+def _endpoint(settings: "RunSettings", place: Any, view: "RunView") -> "Iterator[dict[str, Any]]":
+    """The pipeline arguments that say where the model answers, as long as it does."""
+    from clients.models import resolve
+    from pipelines.settings import EMBEDDED_MAX_TOKENS
+
+    if settings.url:
+        import os
+
+        view.stage(f"Asking {settings.url} for its models")
+        found = resolve(
+            settings.url,
+            model=settings.model,
+            api_key=os.environ.get("OPENAI_API_KEY") or None,
+            patience_s=settings.server_wait_s,
+        )
+        view.note(f"Model {found.model} at {found.base_url}")
+        yield {
+            "endpoint_url": found.base_url,
+            "model": found.model,
+            "request_defaults": settings.request_defaults,
+            "concurrency": settings.concurrency or 64,
+        }
+        return
+    from clients.local_server import LocalServer, ensure_model
+
+    model = ensure_model(settings.gguf, report=view.stage)
+    view.stage(f"Starting the embedded server with {model.alias}")
+    with LocalServer(model, log=place.server_log) as server:
+        view.note(f"Model {model.alias}, embedded, at {server.base_url}")
+        yield {
+            "endpoint_url": server.base_url,
+            "model": model.alias,
+            "request_defaults": {"max_tokens": EMBEDDED_MAX_TOKENS} | settings.request_defaults,
+            # The runner works on two shards at a time; this keeps the server's four slots filled.
+            "concurrency": settings.concurrency or 3 * settings.shards,
+        }
+
+
+def _follow(
+    settings: "RunSettings", place: Any, arguments: dict[str, Any], view: "RunView"
+) -> _RunFailedError | None:
+    """Run the compiled pipeline to its end; returns why it failed, if it did."""
+    from pipelines.catalog import compiled_path
+    from pipelines.local_run import LocalRun
+
+    arguments = {
+        **arguments,
+        "prompts": str(settings.prompts.resolve()),
+        "system_prompt": settings.system_prompt,
+        "shards": settings.shards,
+        "max_error_rate": settings.max_error_rate,
+        "output": str(place.output.resolve()),
+        "state": str(place.state.resolve()),
+        "server_wait_s": settings.server_wait_s,
+    }
+    view.stage("Starting the pipeline")
+    failed: dict[str, Any] | None = None
+    with LocalRun(compiled_path("batch_inference"), arguments, scratch=place.scratch, log=place.run_log) as local:
+        for event in local.events():
+            if event is not None:
+                view.see(event)
+                failed = failed or (event if event["event"] == "step.failed" else None)
+            view.tick()
+        if local.succeeded():
+            return None
+    if failed is None:
+        return _RunFailedError(f"the pipeline failed without naming a cause. Its log: {place.run_log}", 1)
+    return _RunFailedError(f"{failed['step']}: {failed['error']} (log: {place.run_log})", failed["exit_code"])
+
+
+def _interrupt(signum: int, _: FrameType | None) -> None:
+    raise _InterruptedError(signum)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.run",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--prompts", metavar="FILE", required=True, help="JSONL, one request a line")
+    parser.add_argument("--output", metavar="DIR", help="folder for the results (default: results/<name of the prompts>)")
+    where = parser.add_argument_group("where the model answers")
+    where.add_argument("--url", default="", help="an OpenAI-compatible endpoint, with or without /v1; its key is read from OPENAI_API_KEY")
+    where.add_argument("--model", metavar="NAME", default="", help="model name (default: what the endpoint lists)")
+    where.add_argument("--gguf", metavar="PATH", type=Path, help="serve this model with the embedded server")
+    where.add_argument("--server-wait", metavar="SECONDS", type=int, default=30, help="wait this long for an endpoint that cannot be reached (default: %(default)s)")
+    request = parser.add_argument_group("request fields, for rows that have none of their own")
+    request.add_argument("--system", metavar="TEXT", default="", help="system prompt")
+    request.add_argument("--max-tokens", metavar="N", type=int, help="longest answer, in tokens")
+    request.add_argument("--temperature", metavar="T", type=float, help="0 for the most likely answer")
+    request.add_argument("--param", metavar="KEY=VALUE", action="append", default=[], help="any other field, such as top_k=20; may be repeated")
+    how = parser.add_argument_group("how it runs")
+    how.add_argument("--shards", metavar="N", type=int, default=4, help="parts that run side by side (default: %(default)s)")
+    how.add_argument("--concurrency", metavar="N", type=int, help="requests in flight, over all shards (default: 64; embedded: what it can work on)")
+    how.add_argument("--max-error-rate", metavar="SHARE", type=float, default=0.2, help="share of rows that may go wrong, 0 to 1 (default: %(default)s)")
+    how.add_argument("--fresh", action="store_true", help="answer every row anew; old results stay until the new ones stand")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The settings of a run: built once from the command line, checked, and passed on."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from clients.errors import SettingsError
+from clients.storage import is_uri
+
+#: An answer of the embedded model ends here unless the row or the command says otherwise: it writes some 50 tokens/s.
+EMBEDDED_MAX_TOKENS = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What `python -m pipelines.run` was asked to do.
+
+    Attributes:
+        prompts: The input file.
+        output: Folder for results, logs and state.
+        url: Endpoint; "" starts the embedded server.
+        model: Model name; "" takes what the endpoint lists.
+        gguf: The embedded server's model; None for the one it brings.
+        system_prompt: First message of rows that have no system message.
+        request_defaults: Request fields of rows that have no such field.
+        shards: Number of shards.
+        concurrency: Requests in flight over all shards; None chooses one that suits the endpoint.
+        max_error_rate: Share of the rows, 0 to 1, that may go wrong.
+        server_wait_s: Seconds to wait for an endpoint that cannot be reached.
+        fresh: Whether to answer every row anew.
+    """
+
+    prompts: Path
+    output: Path
+    url: str = ""
+    model: str = ""
+    gguf: Path | None = None
+    system_prompt: str = ""
+    request_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    shards: int = 4
+    concurrency: int | None = None
+    max_error_rate: float = 0.2
+    server_wait_s: int = 30
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if is_uri(str(self.prompts)) or is_uri(str(self.output)):
+            raise SettingsError("a run on this machine reads and writes local files; give --prompts and --output as paths")
+        if self.url and self.gguf:
+            raise SettingsError("--gguf is for the embedded server and --url for another one; give only one of them")
+        for flag, value, least in (("--shards", self.shards, 1), ("--concurrency", self.concurrency, 1), ("--server-wait", self.server_wait_s, 0)):
+            if value is not None and value < least:
+                raise SettingsError(f"{flag} must be at least {least}, found {value}")
+        if not 0 <= self.max_error_rate <= 1:
+            raise SettingsError(f"--max-error-rate must be between 0 and 1, found {self.max_error_rate:g}")
+
+
+def request_defaults(parameters: list[str], *, max_tokens: int | None, temperature: float | None) -> dict[str, Any]:
+    """Put the request fields of the command line together.
+
+    Args:
+        parameters: `KEY=VALUE` each; a value that is JSON is taken as such, anything else as text.
+        max_tokens: Value of --max-tokens.
+        temperature: Value of --temperature.
+    """
+    fields: dict[str, Any] = {}
+    for text in parameters:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise SettingsError(f"--param {text!r}: expected KEY=VALUE, such as --param top_k=20")
+        try:
+            fields[key] = json.loads(value)
+        except ValueError:
+            fields[key] = value
+    own = {"max_tokens": max_tokens, "temperature": temperature}
+    return fields | {key: value for key, value in own.items() if value is not None}
