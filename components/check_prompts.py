@@ -1,12 +1,16 @@
 """Check every prompt before anything expensive starts."""
 
+from typing import Any
+
 from kfp.dsl import Artifact, Output
 
 from components._factory import RESULTS_PACKAGES, step
 
 
 @step("clients.steps.check_prompts", packages=RESULTS_PACKAGES)
-def check_prompts(prompts: str, system_prompt: str, request_defaults: dict, checked: Output[Artifact]):
+def check_prompts(
+    prompts: str, system_prompt: str, request_defaults: dict[str, Any], checked: Output[Artifact]
+) -> None:
     """Checks every row of the input once, before a GPU is used. Malformed rows are counted, not fatal.
 
     Args:

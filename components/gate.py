@@ -4,7 +4,7 @@ from components._factory import step
 
 
 @step("clients.steps.gate")
-def gate(summary: str, max_error_rate: float):
+def gate(summary: str, max_error_rate: float) -> None:
     """Fails the run, after its files are safe, when rows are missing or too many went wrong.
 
     Args:

@@ -1,7 +1,5 @@
 """Join the shards' parts into the files people open."""
 
-from typing import List
-
 from kfp.dsl import HTML, Dataset, Input, Metrics, Output
 
 from components._factory import RESULTS_PACKAGES, step
@@ -9,7 +7,7 @@ from components._factory import RESULTS_PACKAGES, step
 
 @step("clients.steps.merge_shards", packages=RESULTS_PACKAGES)
 def merge_shards(
-    parts: Input[List[Dataset]],
+    parts: Input[list[Dataset]],
     output: str,
     results: Output[Dataset],
     rejects: Output[Dataset],

@@ -1,6 +1,6 @@
 """Cut the input into shards."""
 
-from typing import List
+from typing import Any
 
 from kfp.dsl import Artifact, Input
 
@@ -13,12 +13,12 @@ def plan_shards(
     prompts: str,
     endpoint: str,
     system_prompt: str,
-    request_defaults: dict,
+    request_defaults: dict[str, Any],
     shards: int,
     concurrency: int,
     state: str,
     server_wait_s: int,
-) -> List[str]:
+) -> list[str]:
     """Cuts the checked input into shards of equal size.
 
     Args:

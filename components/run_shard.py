@@ -6,7 +6,7 @@ from components._factory import ENGINE_PACKAGES, step
 
 
 @step("clients.steps.run_shard", packages=ENGINE_PACKAGES)
-def run_shard(spec: str, part: Output[Dataset]):
+def run_shard(spec: str, part: Output[Dataset]) -> None:
     """Sends the shard's rows to the endpoint until each has an outcome. Bad rows are recorded, they never fail it.
 
     Args:

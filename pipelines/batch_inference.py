@@ -1,5 +1,7 @@
 """The batch inference pipeline: check, endpoint, plan, shards, merge, gate."""
 
+from typing import Any
+
 from kfp import dsl
 
 from components.check_prompts import check_prompts
@@ -11,7 +13,7 @@ from components.run_shard import run_shard
 from pipelines.resources import prepare
 
 
-@dsl.pipeline(
+@dsl.pipeline(  # type: ignore[untyped-decorator]
     name="batch-inference",
     display_name="Batch inference",
     description="Runs a file of prompts against an OpenAI-compatible endpoint and writes the answers to Parquet.",
@@ -21,14 +23,14 @@ def batch_inference(
     endpoint_url: str,
     model: str = "",
     system_prompt: str = "",
-    request_defaults: dict = {},  # noqa: B006  (KFP reads the default, nothing changes it)
+    request_defaults: dict[str, Any] = {},  # noqa: B006  (KFP reads the default, nothing changes it)
     shards: int = 4,
     concurrency: int = 64,
     max_error_rate: float = 0.2,
     output: str = "",
     state: str = "",
     server_wait_s: int = 600,
-):
+) -> None:
     """Runs a file of prompts against an OpenAI-compatible endpoint and writes the answers to Parquet.
 
     Args:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from clients import events
 from pipelines.local_runner import STOP_PATIENCE_S
@@ -36,9 +36,11 @@ class LocalRun:
         self._stack = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> "LocalRun":
+    def __enter__(self) -> Self:
         self._scratch.mkdir(parents=True, exist_ok=True)
-        root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._scratch, ignore_cleanup_errors=True)))
+        root = Path(
+            self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._scratch, ignore_cleanup_errors=True))
+        )
         (root / "arguments.json").write_text(json.dumps(self._arguments), encoding="utf-8")
         log = self._stack.enter_context(self._log.open("wb"))
         command = [sys.executable, "-m", "pipelines.local_runner"]

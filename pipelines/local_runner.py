@@ -60,7 +60,7 @@ def runnable_here(text: str) -> str:
         command = executor["container"]["command"]
         if command[:2] == ["sh", "-c"] and "pip install" in command[2]:
             executor["container"]["command"] = command[3:]
-    return yaml.dump(spec, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+    return str(yaml.dump(spec, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)))
 
 
 def _watch_parent(stopping: threading.Event) -> None:

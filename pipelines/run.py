@@ -6,14 +6,14 @@ The same command again goes on where the last one stopped: finished rows are not
 
 import argparse
 import contextlib
-import json
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from clients.errors import EndpointError, LLMInferenceError, PromptsError
+from clients.batch.arguments import add_request_arguments, add_run_arguments, request_defaults
+from clients.errors import LLMInferenceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,9 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
     try:
-        from pipelines.settings import RunSettings, request_defaults
+        from pipelines.settings import RunSettings
 
-        defaults = request_defaults(options.param, max_tokens=options.max_tokens, temperature=options.temperature)
         settings = RunSettings(
             prompts=Path(options.prompts),
             output=Path(options.output or Path("results") / Path(options.prompts).name.split(".")[0]),
@@ -62,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             model=options.model,
             gguf=options.gguf,
             system_prompt=options.system,
-            request_defaults=defaults,
+            request_defaults=request_defaults(options),
             shards=options.shards,
             concurrency=options.concurrency,
             max_error_rate=options.max_error_rate,
@@ -86,16 +85,16 @@ def run(settings: "RunSettings") -> int:
     """
     from clients.display import RunView, print_summary
     from clients.events import log_to_stderr
-    from pipelines.workplace import Workplace
+    from clients.workplace import Workplace
 
-    place = Workplace.prepare(settings)
+    place = Workplace.prepare(settings.prompts, settings.output, fresh=settings.fresh)
     with RunView() as view:
         if not view.console.is_terminal:
             log_to_stderr()
         with _endpoint(settings, place, view) as arguments:
             failure = _follow(settings, place, arguments, view)
     if place.summary_is_new():
-        print_summary(json.loads(place.summary.read_text(encoding="utf-8")), place.output)
+        print_summary(place.read_summary(), place.output)
     if failure is not None:
         raise failure
     place.settle()
@@ -141,9 +140,7 @@ def _endpoint(settings: "RunSettings", place: Any, view: "RunView") -> "Iterator
         }
 
 
-def _follow(
-    settings: "RunSettings", place: Any, arguments: dict[str, Any], view: "RunView"
-) -> _RunFailedError | None:
+def _follow(settings: "RunSettings", place: Any, arguments: dict[str, Any], view: "RunView") -> _RunFailedError | None:
     """Run the compiled pipeline to its end; returns why it failed, if it did."""
     from pipelines.catalog import compiled_path
     from pipelines.local_run import LocalRun
@@ -159,18 +156,15 @@ def _follow(
         "server_wait_s": settings.server_wait_s,
     }
     view.stage("Starting the pipeline")
-    failed: dict[str, Any] | None = None
     with LocalRun(compiled_path("batch_inference"), arguments, scratch=place.scratch, log=place.run_log) as local:
         for event in local.events():
             if event is not None:
                 view.see(event)
-                failed = failed or (event if event["event"] == "step.failed" else None)
             view.tick()
         if local.succeeded():
             return None
-    if failed is None:
-        return _RunFailedError(f"the pipeline failed without naming a cause. Its log: {place.run_log}", 1)
-    return _RunFailedError(f"{failed['step']}: {failed['error']} (log: {place.run_log})", failed["exit_code"])
+    cause = view.failure or "the pipeline ended without naming a cause"
+    return _RunFailedError(f"{cause} (log: {place.run_log})", view.exit_code or 1)
 
 
 def _interrupt(signum: int, _: FrameType | None) -> None:
@@ -185,22 +179,20 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--prompts", metavar="FILE", required=True, help="JSONL, one request a line")
-    parser.add_argument("--output", metavar="DIR", help="folder for the results (default: results/<name of the prompts>)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for the results (default: results/<name of the prompts>)"
+    )
     where = parser.add_argument_group("where the model answers")
-    where.add_argument("--url", default="", help="an OpenAI-compatible endpoint, with or without /v1; its key is read from OPENAI_API_KEY")
+    where.add_argument(
+        "--url", default="", help="OpenAI-compatible endpoint, with or without /v1; its key is read from OPENAI_API_KEY"
+    )
     where.add_argument("--model", metavar="NAME", default="", help="model name (default: what the endpoint lists)")
     where.add_argument("--gguf", metavar="PATH", type=Path, help="serve this model with the embedded server")
-    where.add_argument("--server-wait", metavar="SECONDS", type=int, default=30, help="wait this long for an endpoint that cannot be reached (default: %(default)s)")
-    request = parser.add_argument_group("request fields, for rows that have none of their own")
-    request.add_argument("--system", metavar="TEXT", default="", help="system prompt")
-    request.add_argument("--max-tokens", metavar="N", type=int, help="longest answer, in tokens")
-    request.add_argument("--temperature", metavar="T", type=float, help="0 for the most likely answer")
-    request.add_argument("--param", metavar="KEY=VALUE", action="append", default=[], help="any other field, such as top_k=20; may be repeated")
-    how = parser.add_argument_group("how it runs")
-    how.add_argument("--shards", metavar="N", type=int, default=4, help="parts that run side by side (default: %(default)s)")
-    how.add_argument("--concurrency", metavar="N", type=int, help="requests in flight, over all shards (default: 64; embedded: what it can work on)")
-    how.add_argument("--max-error-rate", metavar="SHARE", type=float, default=0.2, help="share of rows that may go wrong, 0 to 1 (default: %(default)s)")
-    how.add_argument("--fresh", action="store_true", help="answer every row anew; old results stay until the new ones stand")
+    add_request_arguments(parser)
+    how = add_run_arguments(parser, concurrency=None)
+    how.add_argument(
+        "--shards", metavar="N", type=int, default=4, help="parts that run side by side (default: %(default)s)"
+    )
     return parser
 
 

@@ -1,7 +1,6 @@
 """The settings of a run: built once from the command line, checked, and passed on."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +45,17 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if is_uri(str(self.prompts)) or is_uri(str(self.output)):
-            raise SettingsError("a run on this machine reads and writes local files; give --prompts and --output as paths")
+            raise SettingsError(
+                "a run on this machine reads and writes local files; give --prompts and --output as paths"
+            )
         if self.url and self.gguf:
             raise SettingsError("--gguf is for the embedded server and --url for another one; give only one of them")
-        for flag, value, least in (("--shards", self.shards, 1), ("--concurrency", self.concurrency, 1), ("--server-wait", self.server_wait_s, 0)):
+        for flag, value, least in (
+            ("--shards", self.shards, 1),
+            ("--concurrency", self.concurrency, 1),
+            ("--server-wait", self.server_wait_s, 0),
+        ):
             if value is not None and value < least:
                 raise SettingsError(f"{flag} must be at least {least}, found {value}")
         if not 0 <= self.max_error_rate <= 1:
             raise SettingsError(f"--max-error-rate must be between 0 and 1, found {self.max_error_rate:g}")
-
-
-def request_defaults(parameters: list[str], *, max_tokens: int | None, temperature: float | None) -> dict[str, Any]:
-    """Put the request fields of the command line together.
-
-    Args:
-        parameters: `KEY=VALUE` each; a value that is JSON is taken as such, anything else as text.
-        max_tokens: Value of --max-tokens.
-        temperature: Value of --temperature.
-    """
-    fields: dict[str, Any] = {}
-    for text in parameters:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise SettingsError(f"--param {text!r}: expected KEY=VALUE, such as --param top_k=20")
-        try:
-            fields[key] = json.loads(value)
-        except ValueError:
-            fields[key] = value
-    own = {"max_tokens": max_tokens, "temperature": temperature}
-    return fields | {key: value for key, value in own.items() if value is not None}

@@ -69,7 +69,7 @@ def _schema_problem(response_format: Any, content: str) -> str | None:
 
 
 def _schema_error(schema: Mapping[str, Any], value: Any) -> str | None:
-    import jsonschema  # noqa: PLC0415  (0.1 s to import, needed only by jobs with a json_schema)
+    import jsonschema
 
     try:
         jsonschema.validate(value, schema)

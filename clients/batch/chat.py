@@ -5,7 +5,7 @@ import dataclasses
 import email.utils
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import orjson
@@ -48,7 +48,7 @@ class ChatClient:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> "ChatClient":
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=self._timeouts.total, sock_connect=self._timeouts.connect),
@@ -56,7 +56,9 @@ class ChatClient:
         )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         if self._session is not None:
             await self._session.close()
 
@@ -76,7 +78,9 @@ class ChatClient:
                 data = await response.read()
         except TimeoutError as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise UnreachableError("connect_timeout", f"no connection within {self._timeouts.connect:g} s") from error
+                raise UnreachableError(
+                    "connect_timeout", f"no connection within {self._timeouts.connect:g} s"
+                ) from error
             raise TransientError("timeout", f"no complete answer within {self._timeouts.total:g} s") from error
         except aiohttp.ClientConnectorError as error:
             raise UnreachableError("unreachable", f"cannot connect: {error.os_error.strerror or error}") from error
@@ -102,7 +106,7 @@ def _status_error(response: aiohttp.ClientResponse, data: bytes) -> ChatError:
 
 
 def _server_message(data: bytes) -> str:
-    """The reason in an error body: OpenAI's `error.message`, FastAPI's `detail`, else the text, at most 500 characters."""
+    """The reason in an error body: OpenAI's `error.message`, FastAPI's `detail`, else the text, clipped."""
     try:
         found: Any = orjson.loads(data)
     except orjson.JSONDecodeError:

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import logging
 from types import TracebackType
+from typing import Self
 
 from clients.batch.ledger import Ledger
 from clients.errors import StorageError
@@ -40,12 +41,14 @@ class Committer:
         self._group = asyncio.TaskGroup()
         self._loop: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "Committer":
+    async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         self._loop = self._group.create_task(self._commit_regularly())
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         if self._loop is not None:
             self._loop.cancel()
         try:

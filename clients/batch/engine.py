@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-import datetime
+import datetime as dt
 import logging
 import random
 import time
@@ -85,7 +85,7 @@ class Engine:
             await asyncio.sleep(0.5)
 
     async def _attempt(self, work: Work, backlog: Backlog) -> None:
-        started_at, start = datetime.datetime.now(datetime.UTC), time.monotonic()
+        started_at, start = dt.datetime.now(dt.UTC), time.monotonic()
         try:
             try:
                 fields = read_answer(work.request, await self._chat.complete(work.request.body))
@@ -99,7 +99,7 @@ class Engine:
         self._finish(work, backlog, fields, started_at, time.monotonic() - start)
 
     def _failed(
-        self, work: Work, error: ChatError, backlog: Backlog, started_at: datetime.datetime, latency_s: float
+        self, work: Work, error: ChatError, backlog: Backlog, started_at: dt.datetime, latency_s: float
     ) -> None:
         if isinstance(error, UnreachableError):
             self._wait_for_server(error)
@@ -133,7 +133,7 @@ class Engine:
             ) from error
 
     def _finish(
-        self, work: Work, backlog: Backlog, fields: dict[str, Any], started_at: datetime.datetime, latency_s: float
+        self, work: Work, backlog: Backlog, fields: dict[str, Any], started_at: dt.datetime, latency_s: float
     ) -> None:
         request = work.request
         fields["model"] = fields.get("model") or request.body.get("model")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -64,7 +64,7 @@ class Ledger:
                     self._read_index(folder, name)
         self._known.freeze()
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -171,7 +171,7 @@ class _Index:
         for name, kind in types.items():
             column = table[name].combine_chunks()
             size = 8 * len(column)
-            code = "Q" if kind == pa.uint64() else "q"
+            code: Any = "Q" if kind == pa.uint64() else "q"
             data = memoryview(column.buffers()[1])[column.offset * 8 : column.offset * 8 + size] if size else b""
             setattr(self, name, memoryview(data).cast("B").cast(code))
         self._taken = bytearray(len(self._keys))
@@ -224,7 +224,8 @@ def _take_lock(home: Folder) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StorageError(
-            f"cannot write {home.location}: {error.strerror}. Choose another folder with --output, or mend its permissions."
+            f"cannot write {home.location}: {error.strerror}. "
+            "Choose another folder with --output, or mend its permissions."
         ) from error
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
@@ -236,6 +237,7 @@ def _take_lock(home: Folder) -> int | None:
                 continue
             os.close(descriptor)
             raise LedgerInUseError(
-                f"another process is working on {home.location}. Wait until it ends, stop it, or choose another --output."
+                f"another process is working on {home.location}. "
+                "Wait until it ends, stop it, or choose another --output."
             ) from None
         return descriptor

@@ -42,7 +42,7 @@ class RetryPolicy:
         """
         if isinstance(error, RejectedError) or attempts >= self.max_attempts:
             return None
-        ceiling = min(self.max_delay_s, self.first_delay_s * 2 ** max(0, attempts - 1))
+        ceiling = min(self.max_delay_s, self.first_delay_s * 2.0 ** max(0, attempts - 1))
         delay = ceiling * (0.5 + 0.5 * rng.random())
         asked = error.retry_after_s if isinstance(error, OverloadedError) else None
         return delay if asked is None else asked + 0.25 * delay

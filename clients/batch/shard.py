@@ -46,7 +46,9 @@ def open_ledger(shard: Shard) -> Ledger:
     )
 
 
-def run_shard(shard: Shard, ledger: Ledger, *, api_key: str | None, settings: EngineSettings, timeouts: Timeouts) -> Progress:
+def run_shard(
+    shard: Shard, ledger: Ledger, *, api_key: str | None, settings: EngineSettings, timeouts: Timeouts
+) -> Progress:
     """Bring every row of the shard that has no committed answer to an outcome.
 
     Raises:
@@ -137,9 +139,9 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed; it halves the cost of a request but is no necessity."""
+    """Uvloop where it is installed; it halves the cost of a request but is no necessity."""
     with contextlib.suppress(ImportError):
-        import uvloop  # noqa: PLC0415
+        import uvloop
 
-        return uvloop.new_event_loop  # type: ignore[no-any-return]
+        return uvloop.new_event_loop
     return None

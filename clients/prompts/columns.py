@@ -43,7 +43,11 @@ class CarriedColumns:
     def fields(self) -> list[pa.Field]:
         """Arrow fields in order of first appearance; a name that a result column has becomes `input_<name>`."""
         return [
-            pa.field(result_name(name, self.kinds), _ARROW[kind or "text"], metadata={"json": "true"} if kind == "json" else None)
+            pa.field(
+                result_name(name, self.kinds),
+                _ARROW[kind or "text"],
+                metadata={"json": "true"} if kind == "json" else None,
+            )
             for name, kind in self.kinds.items()
         ]
 

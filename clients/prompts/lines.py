@@ -106,4 +106,6 @@ def _refuse_other_formats(location: str, stream: BinaryIO) -> None:
         if head.startswith(magic):
             raise PromptsError(f"{location} is {name}, not JSONL. {mend.replace('FILE', location)}")
     if head.removeprefix(_BOM).lstrip().startswith(b"["):
-        raise PromptsError(f"{location} is one JSON array, not JSONL. Make it lines: jq -c '.[]' {location} > lines.jsonl")
+        raise PromptsError(
+            f"{location} is one JSON array, not JSONL. Make it lines: jq -c '.[]' {location} > lines.jsonl"
+        )

@@ -81,10 +81,14 @@ def check_prompts(location: str, defaults: JobDefaults) -> Checked:
     for line in read_lines(location):
         scan.take(line, defaults)
     if scan.rows == 0:
-        raise PromptsError(f'{location} holds only blank lines. Write one request a line, such as {{"prompt": "Hello"}}.')
+        raise PromptsError(
+            f'{location} holds only blank lines. Write one request a line, such as {{"prompt": "Hello"}}.'
+        )
     if scan.invalid == scan.rows:
         first = scan.examples[0]
-        raise PromptsError(f"no row of {location} can be sent, {scan.rows} of {scan.rows} are malformed; {first.error_message}")
+        raise PromptsError(
+            f"no row of {location} can be sent, {scan.rows} of {scan.rows} are malformed; {first.error_message}"
+        )
     return scan.result()
 
 

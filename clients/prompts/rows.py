@@ -12,14 +12,16 @@ from clients.records import ChatRequest, InvalidRow
 
 #: Fields of a row that belong to the request (OpenAI's chat completions and vLLM's additions). Everything else is the
 #: row's own data and carried to the output; so are `user` and `metadata`, which people use as column names.
-REQUEST_FIELDS = frozenset(
-    """
-    model messages temperature top_p top_k min_p max_tokens max_completion_tokens min_tokens n stop stop_token_ids seed
-    presence_penalty frequency_penalty repetition_penalty length_penalty logit_bias logprobs top_logprobs
-    response_format tools tool_choice parallel_tool_calls reasoning_effort thinking_token_budget include_reasoning
-    chat_template_kwargs ignore_eos bad_words structured_outputs priority modalities service_tier
-    """.split()
-)
+# fmt: off
+REQUEST_FIELDS = frozenset({
+    "model", "messages", "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens",
+    "min_tokens", "n", "stop", "stop_token_ids", "seed", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "length_penalty", "logit_bias", "logprobs", "top_logprobs", "response_format", "tools",
+    "tool_choice", "parallel_tool_calls", "reasoning_effort", "thinking_token_budget", "include_reasoning",
+    "chat_template_kwargs", "ignore_eos", "bad_words", "structured_outputs", "priority", "modalities",
+    "service_tier",
+})
+# fmt: on
 
 #: Every field of a plain row, and of a line of the OpenAI batch format, that is not the row's own data.
 _PLAIN_FIELDS = REQUEST_FIELDS | {"custom_id", "prompt", "system", "extra_body"}

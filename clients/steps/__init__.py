@@ -1,1 +1,1 @@
-"""What the component bodies call: one module a step. Thin wiring that reads the environment once and calls the rooms."""
+"""What the component bodies call: one module a step, thin wiring that reads the environment and calls the rooms."""

@@ -13,8 +13,9 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
-    """Run a step: what a user can cause ends it with one `step.failed` event and the error's exit code, no traceback."""
-    log_to_stderr()
+    """Run a step; what a user can cause ends it with one `step.failed` event and an exit code, not a traceback."""
+    if not logging.getLogger("clients").handlers:  # a pod; elsewhere an entry point has chosen where events go
+        log_to_stderr()
     emit(logger, "step.started", step=name)
     try:
         yield

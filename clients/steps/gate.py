@@ -19,7 +19,9 @@ def gate(*, summary: str, max_error_rate: float) -> None:
         rows, outcomes = found["rows"], found["outcomes"]
         missing = found["error_codes"].get("missing", 0)
         if missing:
-            raise BudgetError(f"{missing} of {rows} rows have no answer yet. Run the same command again to finish them.")
+            raise BudgetError(
+                f"{missing} of {rows} rows have no answer yet. Run the same command again to finish them."
+            )
         errors = {outcome: outcomes[outcome] for outcome in sorted(ERROR_OUTCOMES) if outcomes.get(outcome)}
         if rows and sum(errors.values()) > max_error_rate * rows:
             found_text = ", ".join(f"{outcome} {count}" for outcome, count in errors.items())

@@ -33,14 +33,14 @@ def merge_shards(
 
 def _brief(summary: Summary) -> dict[str, Any]:
     """What the next step needs: a parameter is one argument of a process, so it stays small."""
-    return {name: summary[name] for name in ("rows", "outcomes", "error_codes")}  # type: ignore[literal-required]
+    return {name: summary[name] for name in ("rows", "outcomes", "error_codes")}
 
 
 def _scalars(summary: Summary) -> dict[str, float]:
     """Metrics of the run, by the words of summary.json."""
     found: dict[str, float | None] = {"rows": summary["rows"], **summary["outcomes"]}
     for name in ("completion_tokens", "prompt_tokens", "duration_s", "rows_per_s", "output_tokens_per_s", "retries"):
-        found[name] = summary[name]  # type: ignore[literal-required]
+        found[name] = summary[name]
     latency = summary["latency_s"]
     if latency is not None:
         found |= {"latency_p50_s": latency["p50"], "latency_p95_s": latency["p95"]}

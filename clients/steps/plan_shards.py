@@ -30,9 +30,15 @@ def plan_shards(
     """Describe each shard as a self-contained JSON string.
 
     Args:
+        checked_path: What `check_prompts` wrote.
+        prompts: Path or URI of the input.
         endpoint: What `resolve_endpoint` returned.
+        system_prompt: See `JobDefaults`; so is `request_defaults`.
+        request_defaults: Request fields of rows that have no such field.
+        shards: How many; at most one a row.
         concurrency: Requests in flight over all shards.
         state: Folder or URI of the run's ledger, or "".
+        server_wait_s: Seconds a shard waits for an endpoint that cannot be reached.
     """
     with step("plan_shards"):
         checked = Checked.from_json(Path(checked_path).read_bytes())

@@ -3,8 +3,8 @@
 import json
 import logging
 
-from clients.models import resolve
 from clients.events import emit
+from clients.models import resolve
 from clients.steps.boundary import api_key, step
 
 logger = logging.getLogger(__name__)

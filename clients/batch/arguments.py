@@ -1,0 +1,75 @@
+"""Flags that every command which sends requests has, in the same words."""
+
+import argparse
+import json
+from typing import Any
+
+from clients.errors import SettingsError
+
+
+def add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for request fields, which `request_defaults` reads."""
+    request = parser.add_argument_group("request fields, for rows that have none of their own")
+    request.add_argument("--system", metavar="TEXT", default="", help="system prompt")
+    request.add_argument("--max-tokens", metavar="N", type=int, help="longest answer, in tokens")
+    request.add_argument("--temperature", metavar="T", type=float, help="0 for the most likely answer")
+    request.add_argument(
+        "--param",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any other field, such as top_k=20; repeatable",
+    )
+
+
+def request_defaults(options: argparse.Namespace) -> dict[str, Any]:
+    """Put the request fields of the command line together.
+
+    A value of --param that is JSON is taken as such, anything else as text.
+
+    Raises:
+        SettingsError: a --param that is not KEY=VALUE.
+    """
+    fields: dict[str, Any] = {}
+    for text in options.param:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise SettingsError(f"--param {text!r}: expected KEY=VALUE, such as --param top_k=20")
+        try:
+            fields[key] = json.loads(value)
+        except ValueError:
+            fields[key] = value
+    own = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+    return fields | {key: value for key, value in own.items() if value is not None}
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, *, concurrency: int | None = 64) -> argparse._ArgumentGroup:
+    """Add the flags for how a run goes.
+
+    Args:
+        parser: Where to.
+        concurrency: The default of --concurrency; None when the command chooses it.
+    """
+    how = parser.add_argument_group("how it runs")
+    chosen = "%(default)s" if concurrency else "64; embedded server: as many as it works on"
+    how.add_argument(
+        "--concurrency", metavar="N", type=int, default=concurrency, help=f"requests in flight (default: {chosen})"
+    )
+    how.add_argument(
+        "--server-wait",
+        metavar="SECONDS",
+        type=int,
+        default=30,
+        help="wait this long for an endpoint that cannot be reached (default: %(default)s)",
+    )
+    how.add_argument(
+        "--max-error-rate",
+        metavar="SHARE",
+        type=float,
+        default=0.2,
+        help="share of rows that may go wrong, 0 to 1 (default: %(default)s)",
+    )
+    how.add_argument(
+        "--fresh", action="store_true", help="answer every row anew; old results stay until the new ones stand"
+    )
+    return how

@@ -1,0 +1,1 @@
+"""From committed answers to files people open: Parquet, summary, report."""
