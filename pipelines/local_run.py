@@ -32,7 +32,8 @@ class LocalRun:
     """
 
     def __init__(self, pipeline: Path, arguments: dict[str, Any], *, scratch: Path, log: Path) -> None:
-        self._pipeline, self._arguments, self._scratch, self._log = pipeline, arguments, scratch, log
+        self._pipeline, self._scratch = pipeline.resolve(), scratch.resolve()  # the runner has a folder of its own
+        self._arguments, self._log = arguments, log
         self._stack = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
 

