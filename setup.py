@@ -1,0 +1,55 @@
+"""Packaging. Versions are ranges here, as a library wants them; constraints.txt holds what is installed and tested."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="kubeflow-llm-inference",
+    version="0.1.0",
+    description="Batch LLM inference on Kubeflow: vLLM on KServe, sharded chat completions, Langfuse traces, Parquet.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    # Named one by one: the names are generic, and a search for packages would ship the tests too.
+    packages=[
+        "clients",
+        "clients.batch",
+        "clients.prompts",
+        "clients.results",
+        "clients.steps",
+        "compiled",
+        "components",
+        "pipelines",
+    ],
+    package_data={"compiled": ["*.yaml"]},
+    install_requires=[
+        # 2.17.0 is the first that runs ParallelFor and exit handlers locally. 2.17.3 asks for a certifi that was never
+        # published, so it cannot be installed.
+        "kfp>=2.17.0,<2.18,!=2.17.3",
+        "kfp-kubernetes>=2.17.0,<2.18,!=2.17.3",
+        "openai>=3,<4",
+        "langfuse>=5,<6",
+        "pandas>=2.2,<4",
+        "pyarrow>=21",
+        "aiohttp>=3.12,<4",
+        "orjson>=3.10,<4",
+        "uvloop>=0.21; platform_system != 'Windows'",
+        "jsonschema>=4.23,<5",
+        "PyYAML>=6,<7",
+        "rich>=14",
+    ],
+    extras_require={
+        "dev": [
+            "coverage>=7.10",
+            "duckdb>=1.3",
+            "hypothesis>=6.130",
+            "mypy>=1.16",
+            "pytest>=8.4",
+            "pytest-asyncio>=1",
+            "pytest-cov>=6",
+            "pytest-timeout>=2.4",
+            "ruff>=0.12",
+        ]
+    },
+)
