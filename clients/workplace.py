@@ -69,7 +69,7 @@ class Workplace:
     @property
     def scratch(self) -> Path:
         """Artifacts and temporary files of the run, on the same disk as the results."""
-        return self.output / "state/scratch"
+        return self.output / ".scratch"
 
     def summary_is_new(self) -> bool:
         """Tell whether this run wrote its summary."""
