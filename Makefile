@@ -37,7 +37,7 @@ $(VENV)/bin/python:
 	  + sys.version.split()[0] + ". Choose another with: make run PYTHON=python3.12")'
 	@echo "Setting up $(VENV), once; this takes a minute or two"
 	@$(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1 || ( \
-	  rm -rf $(VENV) && $(PYTHON) -m pip install --quiet --target $(VENV)-tool virtualenv && \
+	  rm -rf $(VENV) && $(PYTHON) -m pip install -qq --target $(VENV)-tool virtualenv && \
 	  PYTHONPATH=$(VENV)-tool $(PYTHON) -m virtualenv --quiet $(VENV) && rm -rf $(VENV)-tool )
 
 $(VENV)/.ready: setup.py constraints.txt | $(VENV)/bin/python

@@ -16,6 +16,9 @@ from typing import Any, Self, TextIO
 from clients import events
 from pipelines.local_runner import STOP_PATIENCE_S
 
+#: Kubeflow's local runner works on two iterations of a ParallelFor at a time, whatever it is told.
+SHARDS_AT_A_TIME = 2
+
 _POLL_S = 0.2
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from clients.display import RunView
+    from clients.workplace import Workplace
     from pipelines.settings import RunSettings
 
 _EXAMPLES = """examples:
@@ -102,27 +103,20 @@ def run(settings: "RunSettings") -> int:
 
 
 @contextlib.contextmanager
-def _endpoint(settings: "RunSettings", place: Any, view: "RunView") -> "Iterator[dict[str, Any]]":
+def _endpoint(settings: "RunSettings", place: "Workplace", view: "RunView") -> "Iterator[dict[str, Any]]":
     """The pipeline arguments that say where the model answers, as long as it does."""
     from clients.models import resolve
-    from pipelines.settings import EMBEDDED_MAX_TOKENS
+    from pipelines.settings import DEFAULT_CONCURRENCY, EMBEDDED_CONCURRENCY, EMBEDDED_MAX_TOKENS, api_key
 
     if settings.url:
-        import os
-
         view.stage(f"Asking {settings.url} for its models")
-        found = resolve(
-            settings.url,
-            model=settings.model,
-            api_key=os.environ.get("OPENAI_API_KEY") or None,
-            patience_s=settings.server_wait_s,
-        )
+        found = resolve(settings.url, model=settings.model, api_key=api_key(), patience_s=settings.server_wait_s)
         view.note(f"Model {found.model} at {found.base_url}")
         yield {
             "endpoint_url": found.base_url,
             "model": found.model,
             "request_defaults": settings.request_defaults,
-            "concurrency": settings.concurrency or 64,
+            "concurrency": settings.concurrency or DEFAULT_CONCURRENCY,
         }
         return
     from clients.local_server import LocalServer, ensure_model
@@ -135,18 +129,22 @@ def _endpoint(settings: "RunSettings", place: Any, view: "RunView") -> "Iterator
             "endpoint_url": server.base_url,
             "model": model.alias,
             "request_defaults": {"max_tokens": EMBEDDED_MAX_TOKENS} | settings.request_defaults,
-            # The runner works on two shards at a time; this keeps the server's four slots filled.
-            "concurrency": settings.concurrency or 3 * settings.shards,
+            "concurrency": settings.concurrency or EMBEDDED_CONCURRENCY,
         }
 
 
-def _follow(settings: "RunSettings", place: Any, arguments: dict[str, Any], view: "RunView") -> _RunFailedError | None:
+def _follow(
+    settings: "RunSettings", place: "Workplace", arguments: dict[str, Any], view: "RunView"
+) -> _RunFailedError | None:
     """Run the compiled pipeline to its end; returns why it failed, if it did."""
     from pipelines.catalog import compiled_path
-    from pipelines.local_run import LocalRun
+    from pipelines.local_run import SHARDS_AT_A_TIME, LocalRun
 
+    # A shard's share is the whole divided by all shards, but here only a few of them run at a time.
+    side_by_side = min(settings.shards, SHARDS_AT_A_TIME)
     arguments = {
         **arguments,
+        "concurrency": arguments["concurrency"] * settings.shards // side_by_side,
         "prompts": str(settings.prompts.resolve()),
         "system_prompt": settings.system_prompt,
         "shards": settings.shards,

@@ -1,6 +1,7 @@
 """The settings of a run: built once from the command line, checked, and passed on."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from clients.storage import is_uri
 
 #: An answer of the embedded model ends here unless the row or the command says otherwise: it writes some 50 tokens/s.
 EMBEDDED_MAX_TOKENS = 128
+
+#: Requests in flight: enough to keep the embedded server's four slots filled, and for an endpoint we know nothing of.
+EMBEDDED_CONCURRENCY = 6
+DEFAULT_CONCURRENCY = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,10 @@ class RunSettings:
             )
         if self.url and self.gguf:
             raise SettingsError("--gguf is for the embedded server and --url for another one; give only one of them")
+        if self.model and not self.url:
+            raise SettingsError(
+                "--model chooses among the models of --url; for the embedded server give --gguf instead"
+            )
         for flag, value, least in (
             ("--shards", self.shards, 1),
             ("--concurrency", self.concurrency, 1),
@@ -59,3 +68,8 @@ class RunSettings:
                 raise SettingsError(f"{flag} must be at least {least}, found {value}")
         if not 0 <= self.max_error_rate <= 1:
             raise SettingsError(f"--max-error-rate must be between 0 and 1, found {self.max_error_rate:g}")
+
+
+def api_key() -> str | None:
+    """The endpoint's key, from OPENAI_API_KEY; empty means none. The steps inherit it from this process."""
+    return os.environ.get("OPENAI_API_KEY") or None

@@ -80,7 +80,7 @@ def test_only_the_edges_read_the_environment() -> None:
         "clients/query_vllm.py",
         "clients/local_cache.py",  # XDG_CACHE_HOME, and what pip inherits
         "clients/local_server.py",  # what the server process inherits
-        "pipelines/run.py",
+        "pipelines/settings.py",
         "pipelines/local_run.py",  # what the runner process inherits
     }
     readers = {
