@@ -3,11 +3,14 @@
 A write is all or nothing: on a disk it goes aside, is synced and renamed; in an object store it is a single put.
 """
 
+import contextlib
+import copy
 import errno
 import io
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -29,21 +32,46 @@ def open_input(location: str) -> BinaryIO:
         PromptsError: it does not exist, is a folder, or may not be read.
     """
     if is_uri(location):
-        filesystem, path = _remote(location)
-        try:
-            return cast(BinaryIO, io.BufferedReader(filesystem.open_input_file(path), buffer_size=1 << 20))
-        except OSError as error:
-            raise PromptsError(
-                f"cannot read {location}: {_reason(error)}. Check the address and its access."
-            ) from error
+        return _open_remote(location)
     try:
-        return Path(location).open("rb", buffering=1 << 20)
+        stream = Path(location).open("rb", buffering=1 << 20)  # noqa: SIM115  (the caller closes it)
     except FileNotFoundError as error:
         raise PromptsError(f"no such file: {location}. Give --prompts a JSONL file, one request a line.") from error
     except IsADirectoryError as error:
         raise PromptsError(f"{location} is a folder. Give --prompts one JSONL file inside it.") from error
     except OSError as error:
-        raise PromptsError(f"cannot read {location}: {_reason(error)}. Check its permissions.") from error
+        raise PromptsError(f"cannot read {location}: {reason(error)}. Check its permissions.") from error
+    if not stream.seekable():
+        stream.close()
+        raise PromptsError(f"{location} is a pipe, and the prompts are read more than once. Save them in a file first.")
+    return stream
+
+
+def _open_remote(location: str) -> BinaryIO:
+    try:
+        filesystem, path = _remote(location)
+        return cast(BinaryIO, io.BufferedReader(filesystem.open_input_file(path), buffer_size=1 << 20))
+    except StorageError as error:
+        raise PromptsError(str(error)) from error
+    except OSError as error:
+        raise PromptsError(f"cannot read {location}: {reason(error)}. Check the address and its access.") from error
+
+
+@contextlib.contextmanager
+def refusals(verb: str, where: str | Path) -> Iterator[None]:
+    """Turn what a disk or an object store refuses inside the block into a `StorageError` with a mend.
+
+    Args:
+        verb: What is done: list, read or write.
+        where: To what.
+    """
+    try:
+        yield
+    except OSError as error:
+        mend = f"Check that it can be {'written' if verb == 'write' else 'read'}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            mend = "Free some space"
+        raise StorageError(f"cannot {verb} {where}: {reason(error)}. {mend} and run the same command again.") from error
 
 
 class Folder:
@@ -54,61 +82,50 @@ class Folder:
     """
 
     def __init__(self, location: str) -> None:
-        self.location = location.rstrip("/")
-        self._remote = is_uri(location)
-        self._fs, self._root = _remote(self.location) if self._remote else (fs.LocalFileSystem(), self.location)
+        self.location = location.rstrip("/") or location[:1] or "."
+        self._fs, self._root = _remote(self.location) if is_uri(location) else (fs.LocalFileSystem(), self.location)
+        self._remote = not isinstance(self._fs, fs.LocalFileSystem)
 
     def __truediv__(self, name: str) -> "Folder":
-        return Folder(f"{self.location}/{name}")
+        inner = copy.copy(self)  # one connection for all folders of a store
+        inner.location, inner._root = f"{self.location}/{name}", f"{self._root}/{name}"
+        return inner
 
     @property
     def local_path(self) -> Path | None:
         """The folder on this machine, or None in an object store."""
-        return None if self._remote else Path(self.location)
+        return None if self._remote else Path(self._root)
 
     def names(self) -> list[str]:
         """Every file below this folder, relative and sorted; unfinished writes (`.` files) are not files."""
         selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
-        try:
+        with refusals("list", self.location):
             infos = self._fs.get_file_info(selector)
-        except OSError as error:
-            raise self._refused("list", "", error) from error
         paths = (info.path[len(self._root) :].lstrip("/") for info in infos if info.type == fs.FileType.File)
         return sorted(path for path in paths if not path.rpartition("/")[2].startswith("."))
 
     def open(self, name: str) -> Any:
         """Open one file for random reading (a `pyarrow.NativeFile`)."""
-        try:
+        with refusals("read", f"{self.location}/{name}"):
             return self._fs.open_input_file(f"{self._root}/{name}")
-        except OSError as error:
-            raise self._refused("read", name, error) from error
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Keep `data` under `name`, completely and durably or not at all."""
-        try:
+        with refusals("write", f"{self.location}/{name}"):
             if self._remote:
                 with self._fs.open_output_stream(f"{self._root}/{name}") as stream:
                     stream.write(data)
             else:
                 _write_durably(Path(self._root) / name, data)
-        except OSError as error:
-            raise self._refused("write", name, error) from error
 
     def put(self, name: str, path: Path) -> None:
         """Keep a finished file of this machine under `name`, replacing what was there only once the new one stands."""
-        try:
+        with refusals("write", f"{self.location}/{name}"):
             if self._remote:
                 with path.open("rb") as source, self._fs.open_output_stream(f"{self._root}/{name}") as stream:
                     shutil.copyfileobj(source, stream, 1 << 20)
             else:
                 _place(path, Path(self._root) / name)
-        except OSError as error:
-            raise self._refused("write", name, error) from error
-
-    def _refused(self, verb: str, name: str, error: OSError) -> StorageError:
-        where = f"{self.location}/{name}".rstrip("/")
-        mend = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check that it can be written"
-        return StorageError(f"cannot {verb} {where}: {_reason(error)}. {mend} and run the same command again.")
 
 
 def _write_durably(path: Path, data: bytes | pa.Buffer) -> None:
@@ -123,11 +140,16 @@ def _write_durably(path: Path, data: bytes | pa.Buffer) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _aside(path: Path) -> Path:
@@ -142,20 +164,24 @@ def _place(source: Path, target: Path) -> None:
             aside.hardlink_to(source)  # free on the same disk; results may be large
         except OSError:
             shutil.copyfile(source, aside)
+        _sync(aside)
         aside.replace(target)
+        _sync(target.parent)
     finally:
         aside.unlink(missing_ok=True)
 
 
 def _remote(location: str) -> tuple[Any, str]:
+    mend = "Give a path, or an address such as s3://bucket/key."
+    if not location.partition("://")[2]:
+        raise StorageError(f"cannot use {location}: it names no bucket. {mend}")
     try:
         filesystem, path = fs.FileSystem.from_uri(location)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise StorageError(
-            f"cannot use {location}: {error}. Give a path, or an address such as s3://bucket/key."
-        ) from error
+    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+        raise StorageError(f"cannot use {location}: {' '.join(str(error).split())}. {mend}") from error
     return filesystem, path
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def reason(error: OSError) -> str:
+    """What an error says, on one line."""
+    return " ".join((error.strerror or str(error)).split())

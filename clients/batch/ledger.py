@@ -1,12 +1,13 @@
 """The ledger of one shard: committed answers in immutable Parquet segments, found again by their request's hash.
 
 A segment counts once its write is complete; killing the process at any byte loses at most what was not yet committed.
-In memory an answer costs 32 bytes (where it lies, and its hash), whatever its length.
+In memory an answer costs 16 bytes (whose and where it is), one of an earlier run some 40, whatever its length.
 """
 
 import array
 import bisect
 import dataclasses
+import errno
 import fcntl
 import os
 import secrets
@@ -20,18 +21,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clients.errors import LedgerInUseError, StorageError
+from clients.errors import LedgerInUseError, PromptsError, StorageError
 from clients.records import ChatRequest, ChatResult, Outcome
 from clients.results.schema import COLUMNS
 from clients.storage import Folder
 
-#: Answers of a shard that is still running are found by a second process only as long as this; then it gives up.
+#: Seconds that a second process waits for the lock of a shard that is still running; a pod that is being killed is
+#: gone by then.
 LOCK_PATIENCE_S = 15.0
 
 #: Rows that ended so are sent again by the same command: nothing is known about them yet.
 _NOT_DONE = (Outcome.FAILED.value,)
 
 _UNANSWERED = -1
+
+_INDEX_COLUMNS = pa.schema([COLUMNS.field(name) for name in ("row", "request_hash", "outcome")])
+
+#: What a mounted volume says that has no locks; it is then used without, as an object store is.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 class Ledger:
@@ -42,42 +49,59 @@ class Ledger:
         earlier: Folders of other plans' segments, whose answers are reused where the request is the same.
         first_row: Number of the shard's first row.
         rows: Rows in the shard.
+        lock_patience_s: Seconds to wait for another process to end.
 
     Raises:
         LedgerInUseError: another process works on the same shard.
         StorageError: the folder cannot be read or written.
     """
 
-    def __init__(self, home: Folder, *, earlier: tuple[Folder, ...] = (), first_row: int, rows: int) -> None:
+    def __init__(
+        self,
+        home: Folder,
+        *,
+        earlier: tuple[Folder, ...] = (),
+        first_row: int,
+        rows: int,
+        lock_patience_s: float = LOCK_PATIENCE_S,
+    ) -> None:
         self.home = home
         self._first_row = first_row
         self._segments: list[tuple[Folder, str]] = []
-        self._where = array.array("Q")  # an entry: segment << 32 | position in the segment
+        self._where = array.array("q")  # an entry: segment << 32 | position in the segment
         self._entry_of_row = array.array("q", [_UNANSWERED]) * rows
         self._written = 0
-        self._lock = _take_lock(home)
         self._nonce = secrets.token_hex(4)
         self._known = _Index()
-        for folder in (home, *earlier):
-            for name in folder.names():
-                if name.endswith(".parquet"):
-                    self._read_index(folder, name)
-        self._known.freeze()
+        self._lock = _take_lock(home, lock_patience_s)
+        try:
+            self._read_folders((*earlier, home))
+        except BaseException:
+            self._unlock()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._unlock()
 
     def claim(self, request: ChatRequest) -> Outcome | None:
-        """Take an earlier answer to the same request for this row, if there is one that no other row has taken."""
+        """Take an earlier answer to the same request for this row, if there is one that no other row has taken.
+
+        Raises:
+            PromptsError: the shard has no such row.
+        """
+        at = request.row - self._first_row
+        if not 0 <= at < len(self._entry_of_row):
+            raise PromptsError(
+                f"row {request.row} is not among the {len(self._entry_of_row)} rows of its shard: the input has "
+                "changed since it was checked. Run the same command again."
+            )
         entry = self._known.take(request.request_hash, request.row)
         if entry is None:
             return None
-        self._entry_of_row[request.row - self._first_row] = entry
+        self._entry_of_row[at] = entry
         return self._known.outcome(entry)
 
     def commit(self, results: list[ChatResult]) -> None:
@@ -105,47 +129,55 @@ class Ledger:
         Yields:
             A table of `COLUMNS` and an int64 array of the same length. A segment no row uses is not read.
         """
-        rows = pa.array(range(self._first_row, self._first_row + len(self._entry_of_row)), pa.int64())
-        entries = pa.array(self._entry_of_row, pa.int64())
+        rows = _int64(array.array("q", range(self._first_row, self._first_row + len(self._entry_of_row))))
+        entries = _int64(self._entry_of_row)
         used = pa.table({"row": rows, "entry": entries}).filter(pc.greater_equal(entries, 0))
-        where = pa.array(self._where, pa.uint64()).take(used["entry"])
+        where = _int64(self._where).take(used["entry"])
         used = used.append_column("where", where).sort_by("where").combine_chunks()
-        segments = pc.shift_right(used["where"], pa.scalar(32, pa.uint64()))
+        segments = pc.shift_right(used["where"], pa.scalar(32, pa.int64()))
         start = 0
         for count in pc.value_counts(segments):
             part = used.slice(start, count["counts"].as_py())
             start += len(part)
             folder, name = self._segments[count["values"].as_py()]
-            positions = pc.bit_wise_and(part["where"], pa.scalar(0xFFFFFFFF, pa.uint64()))
-            with folder.open(name) as file:
-                table = pq.read_table(file, columns=COLUMNS.names).cast(COLUMNS)
+            positions = pc.bit_wise_and(part["where"], pa.scalar(0xFFFFFFFF, pa.int64()))
+            table = _read_segment(folder, name, COLUMNS)
             yield table.take(positions), part["row"].combine_chunks()
 
     def _add_entry(self, segment: int, position: int) -> int:
         self._where.append(segment << 32 | position)
         return len(self._where) - 1
 
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _read_folders(self, folders: tuple[Folder, ...]) -> None:
+        for folder in folders:
+            for name in folder.names():
+                if name.endswith(".parquet"):
+                    self._read_index(folder, name)
+        self._known.freeze()
+
     def _read_index(self, folder: Folder, name: str) -> None:
-        try:
-            with folder.open(name) as file:
-                table = pq.read_table(file, columns=["row", "request_hash", "outcome"])
-        except (pa.ArrowException, ValueError) as error:
-            raise StorageError(
-                f"cannot read {folder.location}/{name}: {error}. Move the file away; its rows are then sent again."
-            ) from error
+        table = _read_segment(folder, name, _INDEX_COLUMNS)
         if folder is self.home:
             self._written = max(self._written, int(name[:6]) + 1 if name[:6].isdigit() else 0)
         segment = len(self._segments)
         self._segments.append((folder, name))
-        columns = (table["request_hash"].to_pylist(), table["row"].to_pylist(), table["outcome"].to_pylist())
-        for position, (request_hash, row, outcome) in enumerate(zip(*columns, strict=True)):
-            entry = self._add_entry(segment, position)
-            if outcome not in _NOT_DONE:
-                self._known.add(entry, request_hash, row, Outcome(outcome))
+        columns = (table[name].to_pylist() for name in _INDEX_COLUMNS.names)
+        try:
+            for position, (row, request_hash, outcome) in enumerate(zip(*columns, strict=True)):
+                entry = self._add_entry(segment, position)
+                if outcome not in _NOT_DONE:
+                    self._known.add(entry, request_hash, row, Outcome(outcome))
+        except ValueError as error:
+            raise _unreadable(folder, name, error) from error
 
 
 class _Index:
-    """Finds earlier answers by request hash. Forty bytes an answer; nothing at all in a first run."""
+    """Finds earlier answers by request hash. 33 bytes an answer; nothing at all in a first run."""
 
     def __init__(self) -> None:
         self._keys: Any = array.array("Q")  # first half of each hash, sorted by `freeze`
@@ -154,6 +186,7 @@ class _Index:
         self._rows: Any = array.array("q")
         self._outcomes: dict[int, Outcome] = {}
         self._taken = bytearray()
+        self._next: dict[int, int] = {}  # of a run of equal hashes: its start, and the first that may not be taken
 
     def add(self, entry: int, request_hash: str, row: int, outcome: Outcome) -> None:
         self._keys.append(int(request_hash[:16], 16))
@@ -167,7 +200,9 @@ class _Index:
         """Sort, so that `take` can search."""
         types = {"_keys": pa.uint64(), "_rest": pa.uint64(), "_entries": pa.int64(), "_rows": pa.int64()}
         table = pa.table({name: pa.array(getattr(self, name), type=kind) for name, kind in types.items()})
-        table = table.sort_by([("_keys", "ascending"), ("_entries", "ascending")]).combine_chunks()
+        table = table.sort_by(
+            [(name, "ascending") for name in ("_keys", "_rest", "_rows", "_entries")]
+        ).combine_chunks()
         for name, kind in types.items():
             column = table[name].combine_chunks()
             size = 8 * len(column)
@@ -177,16 +212,26 @@ class _Index:
         self._taken = bytearray(len(self._keys))
 
     def take(self, request_hash: str, row: int) -> int | None:
-        """The entry of an answer that nobody has taken: the newest of the same row, else the oldest of any row."""
+        """The entry of an answer that nobody has taken: the newest of the same row, else one of the first row."""
+        start, end = self._run(request_hash)
+        at = bisect.bisect_right(self._rows, row, start, end) - 1
+        if at < start or self._rows[at] != row or self._taken[at]:
+            at = self._next.get(start, start) if start < end else end
+            while at < end and self._taken[at]:
+                at += 1
+            if end - start > 1:
+                self._next[start] = at
+            if at == end:
+                return None
+        self._taken[at] = 1
+        return cast(int, self._entries[at])
+
+    def _run(self, request_hash: str) -> tuple[int, int]:
+        """Where the answers to one request lie, sorted by row."""
         key, rest = int(request_hash[:16], 16), int(request_hash[16:], 16)
-        found = None
-        for at in range(bisect.bisect_left(self._keys, key), bisect.bisect_right(self._keys, key)):
-            if self._rest[at] == rest and not self._taken[at] and (found is None or self._rows[at] == row):
-                found = at
-        if found is None:
-            return None
-        self._taken[found] = 1
-        return cast(int, self._entries[found])
+        start = bisect.bisect_left(self._keys, key)
+        end = bisect.bisect_right(self._keys, key, start)
+        return bisect.bisect_left(self._rest, rest, start, end), bisect.bisect_right(self._rest, rest, start, end)
 
     def outcome(self, entry: int) -> Outcome:
         return self._outcomes.get(entry, Outcome.OK)
@@ -210,11 +255,31 @@ class State:
 
 def _encode(table: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
-def _take_lock(home: Folder) -> int | None:
+def _int64(numbers: "array.array[int]") -> pa.Array:
+    """The numbers as an Arrow array; a copy, since an array that is looked into cannot grow."""
+    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers.tobytes())])
+
+
+def _read_segment(folder: Folder, name: str, columns: pa.Schema) -> pa.Table:
+    with folder.open(name) as file:
+        try:
+            return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns.names).cast(columns)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise _unreadable(folder, name, error) from error
+
+
+def _unreadable(folder: Folder, name: str, error: Exception) -> StorageError:
+    found = " ".join(str(error).split())
+    return StorageError(
+        f"cannot read {folder.location}/{name}: {found}. Move the file away; its rows are then sent again."
+    )
+
+
+def _take_lock(home: Folder, patience_s: float) -> int | None:
     """Hold the shard's lock for as long as the descriptor is open. Object stores have none."""
     if home.local_path is None:
         return None
@@ -227,13 +292,15 @@ def _take_lock(home: Folder) -> int | None:
             f"cannot write {home.location}: {error.strerror}. "
             "Choose another folder with --output, or mend its permissions."
         ) from error
-    deadline = time.monotonic() + LOCK_PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return descriptor
             if time.monotonic() < deadline:
-                time.sleep(0.2)
+                time.sleep(min(0.2, patience_s))
                 continue
             os.close(descriptor)
             raise LedgerInUseError(

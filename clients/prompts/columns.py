@@ -9,13 +9,28 @@ import pyarrow as pa
 from clients.errors import PromptsError
 from clients.results.schema import COLUMNS
 
-#: JSON kind to Arrow type. "json" holds what Parquet has no plain type for, lists, objects and mixed columns, as text.
-_ARROW = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string(), "json": pa.string()}
+#: JSON kind to Arrow type. "big" is an int that a float cannot hold exactly. "json" holds what Parquet has no plain
+#: type for, lists, objects and mixed columns, as text. Whole numbers beyond 64 bits are read as floats, by orjson.
+_ARROW = {
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "big": pa.int64(),
+    "float": pa.float64(),
+    "text": pa.string(),
+    "json": pa.string(),
+}
 
 #: A file whose rows have more different column names than this has data where names should be.
 MAX_COLUMNS = 512
 
 _EXACT_IN_FLOAT = 1 << 53
+
+#: The kind of a column that has held two kinds, where it is not "json".
+_JOINED = {
+    frozenset(("int", "big")): "big",
+    frozenset(("int", "float")): "float",
+}
+_KIND_OF_TYPE = {bool: "bool", float: "float", str: "text", list: "json", dict: "json"}
 
 
 class CarriedColumns:
@@ -29,11 +44,11 @@ class CarriedColumns:
         self.kinds: dict[str, str] = dict(kinds or {})
 
     def observe(self, carried: Mapping[str, Any]) -> None:
-        """Take one row's own columns into account."""
+        """Take one row's own columns into account; in which order the rows come makes no difference to the kinds."""
         for name, value in carried.items():
-            known = self.kinds.get(name, "")
-            if known != "json":
-                self.kinds[name] = _join(known, value)
+            known, kind = self.kinds.get(name), _kind(value)
+            if known is None or known != kind != "":
+                self.kinds[name] = kind if not known else _JOINED.get(frozenset((known, kind)), "json")
         if len(self.kinds) > MAX_COLUMNS:
             raise PromptsError(
                 f"the rows have more than {MAX_COLUMNS} different columns, such as {list(self.kinds)[-1]!r}. "
@@ -52,12 +67,13 @@ class CarriedColumns:
         ]
 
     def arrays(self, rows: Iterable[Mapping[str, Any]]) -> list[pa.Array]:
-        """The columns of some rows, in the order of `fields`; a row without a column has null there."""
+        """The columns of some rows, in the order of `fields`; a row without a column has null there.
+
+        Raises:
+            PromptsError: a value is not of the kind that was learnt.
+        """
         rows = list(rows)
-        return [
-            pa.array([_stored(row.get(name), kind) for row in rows], type=_ARROW[kind or "text"])
-            for name, kind in self.kinds.items()
-        ]
+        return [_array(name, kind, [row.get(name) for row in rows]) for name, kind in self.kinds.items()]
 
 
 def result_name(name: str, others: Mapping[str, Any]) -> str:
@@ -70,31 +86,24 @@ def result_name(name: str, others: Mapping[str, Any]) -> str:
     return renamed
 
 
-def _join(known: str, value: Any) -> str:
-    """The kind that holds both what was seen before and this value."""
-    if value is None:
-        return known
-    kind = _kind(value)
-    if known in ("", kind):
-        return kind
-    if {known, kind} == {"int", "float"}:
-        return "float" if isinstance(value, float) or abs(value) <= _EXACT_IN_FLOAT else "json"
-    return "json"
-
-
 def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int" if -(1 << 63) <= value < 1 << 63 else "json"
-    if isinstance(value, float):
-        return "float"
-    return "text" if isinstance(value, str) else "json"
-
-
-def _stored(value: Any, kind: str) -> Any:
+    """The kind of one value; "" for null, which fits every kind."""
     if value is None:
-        return None
+        return ""
+    if type(value) is int:
+        if -_EXACT_IN_FLOAT <= value <= _EXACT_IN_FLOAT:
+            return "int"
+        return "big" if -(1 << 63) <= value < 1 << 63 else "json"
+    return _KIND_OF_TYPE[type(value)]
+
+
+def _array(name: str, kind: str, values: list[Any]) -> pa.Array:
     if kind == "json":
-        return orjson.dumps(value).decode()
-    return float(value) if kind == "float" else value
+        values = [None if value is None else orjson.dumps(value).decode() for value in values]
+    try:
+        return pa.array(values, type=_ARROW[kind or "text"])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise PromptsError(
+            f"column {name!r} held only {kind or 'null'} values when the input was checked and now holds others: "
+            f"the input has changed since. Run the same command again."
+        ) from error

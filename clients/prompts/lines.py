@@ -1,11 +1,12 @@
 """JSONL as people have it: byte ranges, a BOM, CRLF, blank lines, lines of any length."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from clients.errors import PromptsError
-from clients.storage import open_input
+from clients.storage import open_input, reason
 
 #: A longer line is a bad row instead of a memory problem. A prompt with images inline is a few MiB.
 MAX_LINE_BYTES = 32 << 20
@@ -16,9 +17,13 @@ _BOM = b"\xef\xbb\xbf"
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "gzip", "Unpack it first: gunzip -k FILE"),
     (b"\x28\xb5\x2f\xfd", "zstd", "Unpack it first: zstd -d FILE"),
+    (b"\xfd7zXZ", "xz", "Unpack it first: unxz -k FILE"),
+    (b"BZh", "bzip2", "Unpack it first: bunzip2 -k FILE"),
     (b"PAR1", "Parquet", "Write it as JSONL first: pandas.read_parquet(F).to_json(G, orient='records', lines=True)"),
     (b"\xff\xfe", "UTF-16", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE"),
     (b"\xfe\xff", "UTF-16", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE"),
+    (b"{\x00", "UTF-16", "Save it as UTF-8: iconv -f UTF-16LE -t UTF-8 FILE"),
+    (b"\x00{", "UTF-16", "Save it as UTF-8: iconv -f UTF-16BE -t UTF-8 FILE"),
     (b"PK\x03\x04", "a zip archive", "Unpack it first: unzip FILE"),
 )
 
@@ -65,10 +70,13 @@ def read_lines(location: str, part: Range | None = None) -> Iterator[Line]:
     """
     part = part or Range()
     with open_input(location) as stream:
-        if part.start == 0:
-            _refuse_other_formats(location, stream)
-        stream.seek(part.start)
-        yield from _lines(stream, part)
+        try:
+            if part.start == 0:
+                _refuse_other_formats(location, stream)
+            stream.seek(part.start)
+            yield from _lines(stream, part)
+        except OSError as error:
+            raise PromptsError(f"cannot read {location}: {reason(error)}. Run the same command again.") from error
 
 
 def _lines(stream: BinaryIO, part: Range) -> Iterator[Line]:
@@ -93,7 +101,7 @@ def _read_line(stream: BinaryIO) -> tuple[bytes | None, int]:
     if length <= MAX_LINE_BYTES or data.endswith(b"\n"):
         return data, length
     while data and not data.endswith(b"\n"):
-        data = stream.readline(MAX_LINE_BYTES)
+        data = stream.readline(1 << 20)
         length += len(data)
     return None, length
 
@@ -104,8 +112,8 @@ def _refuse_other_formats(location: str, stream: BinaryIO) -> None:
         raise PromptsError(f'{location} is empty. Write one request a line, such as {{"prompt": "Hello"}}.')
     for magic, name, mend in _OTHER_FORMATS:
         if head.startswith(magic):
-            raise PromptsError(f"{location} is {name}, not JSONL. {mend.replace('FILE', location)}")
+            raise PromptsError(f"{location} is {name}, not JSONL. {mend.replace('FILE', shlex.quote(location))}")
     if head.removeprefix(_BOM).lstrip().startswith(b"["):
         raise PromptsError(
-            f"{location} is one JSON array, not JSONL. Make it lines: jq -c '.[]' {location} > lines.jsonl"
+            f"{location} is one JSON array, not JSONL. Make it lines: jq -c '.[]' {shlex.quote(location)} > lines.jsonl"
         )

@@ -116,7 +116,8 @@ class _Scan:
             short = hashlib.blake2b(row.request.id.encode(), digest_size=8).digest()
             self._ids.append(int.from_bytes(short, "little"))
         self._columns.observe(row.carried)
-        self._digest.update(b"\n" if line.data is None else line.data + b"\n")
+        self._digest.update(line.data or b"")
+        self._digest.update(b"\n")
 
     def _mark(self, line: Line) -> None:
         self._marks.append(Range(start=line.start, first_row=line.row, first_line=line.number))

@@ -28,6 +28,10 @@ _PLAIN_FIELDS = REQUEST_FIELDS | {"custom_id", "prompt", "system", "extra_body"}
 _BATCH_FIELDS = frozenset({"custom_id", "method", "url", "body"})
 
 _CHAT_URLS = ("/v1/chat/completions", "/chat/completions")
+
+#: Levels of lists and objects that orjson writes.
+_MAX_DEPTH = 254
+
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -79,11 +83,11 @@ def parse_row(line: Line, defaults: JobDefaults) -> Row:
         body = _body(fields, defaults)
     except _BadRowError as error:
         message = f"line {line.number}: {error}"
-        named = _quiet_id(fields)
-        bad = InvalidRow(line.row, named or fallback_id, error.code, message)
-        return Row(bad, _carried(fields), named is not None)
+        row_id = _quiet_id(fields)
+        bad = InvalidRow(line.row, row_id or fallback_id, error.code, message)
+        return Row(bad, _carried(fields, row_id), row_id is not None)
     request = ChatRequest(line.row, row_id or fallback_id, request_hash(body), body)
-    return Row(request, _carried(fields), row_id is not None)
+    return Row(request, _carried(fields, row_id), row_id is not None)
 
 
 def request_hash(body: Mapping[str, Any]) -> str:
@@ -109,9 +113,19 @@ def _decode(line: Line) -> dict[str, Any]:
         fields = orjson.loads(line.data)
     except orjson.JSONDecodeError as error:
         raise _not_json(line.data, error) from None
+    if line.data.count(b"[") + line.data.count(b"{") > _MAX_DEPTH:  # only then is it worth a closer look
+        _refuse_too_deep(fields)
     if not isinstance(fields, dict):
         raise _BadRowError("not_an_object", f'expected an object such as {{"prompt": "…"}}, found {_kind(fields)}')
     return fields
+
+
+def _refuse_too_deep(fields: Any) -> None:
+    """What can be read 1024 levels deep can be written only 254 deep, and has to be, to be sent and to be kept."""
+    try:
+        orjson.dumps(fields)
+    except orjson.JSONEncodeError:
+        raise _BadRowError("too_deep", f"nested deeper than {_MAX_DEPTH} levels; flatten the row") from None
 
 
 def _not_json(data: bytes, error: orjson.JSONDecodeError) -> _BadRowError:
@@ -120,7 +134,8 @@ def _not_json(data: bytes, error: orjson.JSONDecodeError) -> _BadRowError:
     except UnicodeDecodeError as bad:
         hint = "save the file as UTF-8 (from a Korean Windows: iconv -f CP949 -t UTF-8 FILE)"
         return _BadRowError("not_utf8", f"not UTF-8 at byte {bad.start + 1} of the line; {hint}")
-    return _BadRowError("not_json", f"not valid JSON: {error.msg} (column {error.colno})")
+    hint = "; one object may not span several lines (jq -c . FILE joins them)" if data.strip() == b"{" else ""
+    return _BadRowError("not_json", f"not valid JSON: {error.msg} (column {error.colno}){hint}")
 
 
 def _row_id(fields: Mapping[str, Any]) -> str | None:
@@ -145,13 +160,13 @@ def _quiet_id(fields: Mapping[str, Any]) -> str | None:
 def _body(fields: Mapping[str, Any], defaults: JobDefaults) -> dict[str, Any]:
     own = _batch_body(fields) if _is_batch_line(fields) else _plain_body(fields)
     messages = own.pop("messages")
-    if defaults.system_prompt and messages[0].get("role") not in ("system", "developer"):
+    if defaults.system_prompt and not any(message["role"] in ("system", "developer") for message in messages):
         messages = [{"role": "system", "content": defaults.system_prompt}, *messages]
-    own.pop("stream", None)  # how the answer travels is the engine's choice, not part of the request
-    own.pop("stream_options", None)
     body = {"model": defaults.model, **defaults.request_defaults, **own, "messages": messages}
     if "max_tokens" in own or "max_completion_tokens" in own:  # two names for one thing: the row's own wins
         body = {k: v for k, v in body.items() if k in own or k not in ("max_tokens", "max_completion_tokens")}
+    body.pop("stream", None)  # how the answer travels is the engine's choice, not part of the request
+    body.pop("stream_options", None)
     _check_request(body)
     return body
 
@@ -207,7 +222,7 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is int or type(value) is float  # a bool is an int to isinstance
 
 
 def _is_count(value: Any) -> bool:
@@ -222,26 +237,29 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_tokens": ("a whole number of at least 1", _is_count),
     "max_completion_tokens": ("a whole number of at least 1", _is_count),
     "seed": ("a whole number", lambda value: _is_number(value) and float(value).is_integer()),
-    "n": ("1 (one answer a row)", lambda value: value == 1),
+    "n": ("1 (one answer a row)", lambda value: _is_number(value) and value == 1),
     "response_format": ("an object", lambda value: isinstance(value, dict)),
     "tools": ("a list", lambda value: isinstance(value, list)),
 }
 
 
 def _check_request(body: dict[str, Any]) -> None:
-    for name, (expected, fits) in _CHECKS.items():
-        value = body.get(name)
+    for name, value in [*body.items()]:
+        if (check := _CHECKS.get(name)) is None:
+            continue
+        expected, fits = check
         if value is None:
-            body.pop(name, None)  # null means not given
+            del body[name]  # null means not given
         elif not fits(value):
             raise _BadRowError("wrong_type", f"{name} must be {expected}, found {_shown(value)}")
 
 
-def _carried(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _carried(fields: Mapping[str, Any], row_id: str | None) -> dict[str, Any]:
     taken = _BATCH_FIELDS if _is_batch_line(fields) else _PLAIN_FIELDS
-    if "custom_id" not in fields and _quiet_id(fields) is not None:
-        taken = taken | {"id"}
-    return {key: value for key, value in fields.items() if key not in taken}
+    own = {key: value for key, value in fields.items() if key not in taken}
+    if row_id is not None and "custom_id" not in fields:
+        del own["id"]  # it stands in the results already
+    return own
 
 
 def _kind(value: Any) -> str:

@@ -15,9 +15,13 @@ from clients.prompts.columns import CarriedColumns
 from clients.prompts.rows import Row
 from clients.records import InvalidRow, Outcome
 from clients.results.schema import COLUMNS, SETTINGS_KEY
+from clients.storage import refusals
 
 #: Rows that are in memory at once; also the row group of the Parquet files (at 2 KB an answer, some 30 MB).
 WINDOW_ROWS = 8192
+
+#: The error code of rows whose shard ended before they were answered.
+MISSING = "missing"
 
 _ANSWER_COLUMNS = [name for name in COLUMNS.names if name not in ("row", "id")]
 
@@ -43,10 +47,17 @@ def write_results(
 
     Returns:
         Rows for which there was no answer; each is written with `outcome = "failed"` and `error_code = "missing"`.
+
+    Raises:
+        StorageError: the file, or the scratch files beside which it grows, cannot be written.
     """
     schema = results_schema(carried, settings)
     missing = 0
-    with _Sorter(first_row) as sorter, pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with (
+        refusals("write", path),
+        _Sorter(first_row) as sorter,
+        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+    ):
         for table, numbers in answers:
             sorter.add(table, numbers)
         for at, window in enumerate(_windows(rows)):
@@ -62,44 +73,69 @@ def results_schema(carried: CarriedColumns, settings: Mapping[str, Any]) -> pa.S
     return pa.schema([*COLUMNS, *carried.fields()], metadata=metadata)
 
 
-def _windows(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    window: list[Row] = []
+class _Window:
+    """Consecutive rows, without their requests: those may be megabytes each."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.ids: list[str] = []
+        self.hashes: list[str] = []
+        self.invalid: dict[int, InvalidRow] = {}
+        self.carried: list[dict[str, Any]] = []
+
+    def add(self, row: Row) -> None:
+        request = row.request
+        if isinstance(request, InvalidRow):
+            self.invalid[len(self.numbers)] = request
+            self.hashes.append("")
+        else:
+            self.hashes.append(request.request_hash)
+        self.numbers.append(request.row)
+        self.ids.append(request.id)
+        self.carried.append(row.carried)
+
+    def unanswered(self, position: int) -> dict[str, Any]:
+        """The columns of a row without an answer in the ledger."""
+        found: dict[str, Any] = {"row": self.numbers[position], "id": "", "request_hash": self.hashes[position]}
+        if (bad := self.invalid.get(position)) is not None:
+            reason = (Outcome.INVALID, bad.error_code, bad.error_message)
+        else:
+            reason = (
+                Outcome.FAILED,
+                MISSING,
+                "the shard ended before this row was answered; run the same command again",
+            )
+        return {**found, "attempts": 0, **dict(zip(("outcome", "error_code", "error_message"), reason, strict=True))}
+
+
+def _windows(rows: Iterable[Row]) -> Iterator[_Window]:
+    window = _Window()
     for row in rows:
-        window.append(row)
-        if len(window) == WINDOW_ROWS:
+        window.add(row)
+        if len(window.numbers) == WINDOW_ROWS:
             yield window
-            window = []
-    if window:
+            window = _Window()
+    if window.numbers:
         yield window
 
 
-def _join(window: list[Row], answers: pa.Table, carried: CarriedColumns, schema: pa.Schema) -> tuple[pa.Table, int]:
-    numbers = pa.array([row.request.row for row in window], pa.int64())
+def _join(window: _Window, answers: pa.Table, carried: CarriedColumns, schema: pa.Schema) -> tuple[pa.Table, int]:
+    """Each row with its answer; an answer to another request than the row now is (an edited input) is not its own."""
+    numbers, hashes = pa.array(window.numbers, pa.int64()), pa.array(window.hashes, pa.string())
     at = pc.index_in(numbers, value_set=answers["row"].combine_chunks())
-    found = answers.select(_ANSWER_COLUMNS).take(at)
-    columns: dict[str, Any] = {"row": numbers, "id": pa.array([row.request.id for row in window], pa.string())}
-    defaults = [_unanswered(row, answered) for row, answered in zip(window, at.is_valid().to_pylist(), strict=True)]
-    for name in _ANSWER_COLUMNS:
-        field = COLUMNS.field(name)
-        columns[name] = pc.coalesce(
-            found[name].combine_chunks(), pa.array([default.get(name) for default in defaults], field.type)
+    own = pc.fill_null(pc.equal(answers["request_hash"].combine_chunks().take(at), hashes), False)
+    missing = 0
+    if not pc.all(own).as_py():
+        without = pc.indices_nonzero(pc.invert(own)).to_pylist()
+        missing = len(without) - len(window.invalid)
+        stand_ins = pa.Table.from_pylist([window.unanswered(position) for position in without], schema=COLUMNS)
+        at = pc.replace_with_mask(
+            at, pc.invert(own), pa.array(range(len(answers), len(answers) + len(without)), at.type)
         )
-    own = carried.arrays(row.carried for row in window)
-    table = pa.Table.from_arrays([*(columns[name] for name in COLUMNS.names), *own], schema=schema)
-    return table, sum(default.get("error_code") == "missing" for default in defaults)
-
-
-def _unanswered(row: Row, answered: bool) -> dict[str, Any]:
-    """The columns of a row without an answer in the ledger."""
-    if answered:
-        return {}
-    request = row.request
-    if isinstance(request, InvalidRow):
-        found = {"outcome": Outcome.INVALID, "error_code": request.error_code, "error_message": request.error_message}
-        return {**found, "request_hash": "", "attempts": 0}
-    reason = "the shard ended before this row was answered; run the same command again"
-    found = {"outcome": Outcome.FAILED, "error_code": "missing", "error_message": reason}
-    return {**found, "request_hash": request.request_hash, "attempts": 0}
+        answers = pa.concat_tables([answers, stand_ins])
+    found = answers.select(_ANSWER_COLUMNS).combine_chunks().take(at)
+    columns = [numbers, pa.array(window.ids, pa.string()), *found.columns, *carried.arrays(window.carried)]
+    return pa.Table.from_arrays(columns, schema=schema), missing
 
 
 class _Sorter:

@@ -1,5 +1,6 @@
 """Join the shards' parts, in order and in flat memory, into results, rejects and the summary."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clients.errors import StorageError
 from clients.records import Outcome
 from clients.results.assemble import WINDOW_ROWS
 from clients.results.schema import SETTINGS_KEY
 from clients.results.summary import Summary, SummaryCollector
+from clients.storage import refusals
+
+#: Number of a part's first row (0 when it has none), its path, the open file.
+_Part = tuple[int, Path, pq.ParquetFile]
 
 
 def merge_parts(parts: list[Path], results: Path, rejects: Path) -> Summary:
@@ -21,29 +27,46 @@ def merge_parts(parts: list[Path], results: Path, rejects: Path) -> Summary:
         parts: The shards' files in any order; each holds consecutive rows, and all have the same columns.
         results: Parquet file to write.
         rejects: Parquet file to write.
+
+    Raises:
+        StorageError: a part cannot be read, or a file not be written.
     """
-    files = sorted((pq.ParquetFile(part) for part in parts), key=_first_row)
-    schema = files[0].schema_arrow
+    with contextlib.ExitStack() as opened:
+        ordered = []
+        for path in parts:
+            ordered.append(part := _open(path))
+            opened.callback(part[2].close)
+        return _merge(sorted(ordered, key=lambda part: part[0]), results, rejects)
+
+
+def _merge(parts: list[_Part], results: Path, rejects: Path) -> Summary:
+    schema = parts[0][2].schema_arrow
     collector = SummaryCollector()
     with (
+        refusals("write", results),
         pq.ParquetWriter(results, schema, compression="zstd") as all_rows,
         pq.ParquetWriter(rejects, schema, compression="zstd") as not_ok,
     ):
-        for batch in _batches(files):
+        for batch in _batches(parts):
             collector.add(batch)
             all_rows.write_batch(batch, row_group_size=WINDOW_ROWS)
             rejected = batch.filter(pc.not_equal(batch["outcome"], Outcome.OK.value))
             if rejected.num_rows:
                 not_ok.write_batch(rejected, row_group_size=WINDOW_ROWS)
-    for file in files:
-        file.close()
     return collector.summary(settings=orjson.loads(schema.metadata[SETTINGS_KEY]))
 
 
-def _batches(files: list[pq.ParquetFile]) -> Iterator[pa.RecordBatch]:
-    for file in files:
-        yield from file.iter_batches(batch_size=WINDOW_ROWS)
+def _batches(parts: list[_Part]) -> Iterator[pa.RecordBatch]:
+    for _, path, file in parts:
+        with refusals("read", path):
+            yield from file.iter_batches(batch_size=WINDOW_ROWS)
 
 
-def _first_row(file: pq.ParquetFile) -> int:
-    return next(file.iter_batches(batch_size=1, columns=["row"]))["row"][0].as_py()  # type: ignore[no-any-return]
+def _open(path: Path) -> _Part:
+    try:
+        with refusals("read", path):
+            file = pq.ParquetFile(path)
+            first = next(file.iter_batches(batch_size=1, columns=["row"]), None)
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"cannot read {path}: {error}. Run the same command again to write it anew.") from error
+    return (first["row"][0].as_py() if first else 0), path, file

@@ -5,24 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from clients.records import Outcome
+from clients.results.advice import ADVICE
 from clients.results.charts import histogram_chart, latency_text, throughput_chart
 from clients.results.distribution import Spread
 from clients.results.format import compact, count, duration, moment, rate, seconds, share
 from clients.results.page import empty, escape, page, section, stats, table
 from clients.results.summary import Summary
 
-#: What each outcome means and what to do about it.
-ADVICE = {
-    Outcome.OK: "Answered in full.",
-    Outcome.TRUNCATED: "Cut off at the token limit, the answer had begun: raise max_tokens if the end matters.",
-    Outcome.TRUNCATED_IN_REASONING: "Used up the token limit while thinking, no answer: raise max_tokens.",
-    Outcome.FILTERED: "Withheld by a content filter or declined by the model: reword the prompt or accept it.",
-    Outcome.SCHEMA_INVALID: "Answered, but not as the row's JSON schema asks: simplify the schema or raise max_tokens.",
-    Outcome.EMPTY: "Finished with neither text nor tool call: check the prompt and the chat template.",
-    Outcome.REJECTED: "The server says it can never work: mend the row as the reason says.",
-    Outcome.FAILED: "Attempts or deadline used up: run again, finished rows are kept.",
-    Outcome.INVALID: "Never sent, the input row is malformed: mend the line that the reason names.",
-}
 #: Okabe and Ito's colours, made for every kind of colour vision, with a grey and a violet; the word stands beside each.
 _COLOURS = ("0072b2", "56b4e9", "009e73", "cc79a7", "f0e442", "999999", "e69f00", "d55e00", "6b4a9e")
 _MAX_SETTINGS = 100

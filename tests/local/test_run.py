@@ -49,8 +49,8 @@ def write_prompts(path: Path, rows: list[dict[str, object] | str]) -> Path:
 
 def processes_below(folder: Path) -> list[str]:
     """Command lines of processes that name a folder; every task of a local run does."""
-    found = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)  # noqa: S607
-    return [line for line in found.stdout.splitlines() if str(folder) in line and "ps -eo" not in line]
+    found = subprocess.run(["ps", "-eww", "-o", "pid=,args="], capture_output=True, text=True, check=True)  # noqa: S607
+    return [line for line in found.stdout.splitlines() if str(folder) in line and "ps -eww" not in line]
 
 
 def wait_until(fact: object, timeout_s: float = 20.0) -> bool:
@@ -196,6 +196,20 @@ def test_after_sigkill_no_process_is_left_and_the_rerun_finishes(server: OpenAIS
     assert done.returncode == 0, done.stderr
     assert pd.read_parquet(tmp_path / "out/results.parquet")["outcome"].tolist() == ["ok"] * 40
     assert len(twice(server, 40)) <= 8
+
+
+def test_a_runner_that_dies_takes_its_tasks_along(server: OpenAIServer, tmp_path: Path) -> None:
+    server.latency_s = 0.4
+    slow_prompts(tmp_path)
+    process = start(tmp_path, "--prompts", "prompts.jsonl", "--url", server.url, *SLOW)
+    assert wait_until(lambda: committed(tmp_path))
+    (runner,) = [line.split()[0] for line in processes_below(tmp_path) if "pipelines.local_runner" in line]
+    os.kill(int(runner), signal.SIGKILL)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].endswith("ended without naming a cause (log: out/logs/run.log)")
+    assert wait_until(lambda: not processes_below(tmp_path), 10), processes_below(tmp_path)
+    assert committed(tmp_path) >= 8
 
 
 def test_edited_rows_are_sent_again_and_fresh_sends_all(server: OpenAIServer, tmp_path: Path) -> None:
