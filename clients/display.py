@@ -21,6 +21,7 @@ from rich.text import Text
 from clients.events import emit
 from clients.records import Outcome
 from clients.results import format as fmt
+from clients.results.advice import ADVICE
 from clients.results.summary import Summary
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 _EVENT_INTERVAL_S = 5.0
 _RATE_WINDOW_S = 20.0
 _BAR_CELLS = 24
+_ADVICE_FROM_WIDTH = 60
 
 
 @dataclasses.dataclass
@@ -176,15 +178,6 @@ class RunView:
 def print_summary(summary: Summary, folder: Path, console: Console | None = None) -> None:
     """Print how the run went, where its files are, and what to type next."""
     console = console or Console(highlight=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("Outcome")
-    table.add_column("Rows", justify="right")
-    table.add_column("Share", justify="right")
-    for outcome in Outcome:
-        number = summary["outcomes"][outcome]
-        if number or outcome is Outcome.OK:
-            style = "green" if outcome is Outcome.OK else "yellow"
-            table.add_row(Text(outcome, style=style), fmt.count(number), fmt.share(number, summary["rows"]))
     facts = [f"{fmt.count(summary['rows'])} rows", fmt.duration(summary["duration_s"])]
     if summary["rows_per_s"]:
         facts.append(fmt.rate(summary["rows_per_s"], "rows"))
@@ -192,7 +185,7 @@ def print_summary(summary: Summary, folder: Path, console: Console | None = None
     if summary["output_tokens_per_s"]:
         facts.append(fmt.rate(summary["output_tokens_per_s"], "tokens"))
     console.print()
-    console.print(table)
+    console.print(_outcomes_table(summary, with_advice=console.width >= _ADVICE_FROM_WIDTH))
     console.print()
     console.print(" · ".join(facts), soft_wrap=True)
     console.print()
@@ -208,6 +201,24 @@ def print_summary(summary: Summary, folder: Path, console: Console | None = None
         ),
         soft_wrap=True,
     )
+
+
+def _outcomes_table(summary: Summary, *, with_advice: bool) -> Table:
+    """Each outcome that happened, and what to do about those that are not ok."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("Outcome", no_wrap=True)
+    table.add_column("Rows", justify="right", no_wrap=True)
+    table.add_column("Share", justify="right", no_wrap=True)
+    if with_advice:
+        table.add_column("")
+    for outcome in Outcome:
+        number = summary["outcomes"][outcome]
+        if number or outcome is Outcome.OK:
+            fine = outcome is Outcome.OK
+            word = Text(outcome, style="green" if fine else "yellow")
+            advice = [Text("" if fine else ADVICE[outcome], style="dim")] if with_advice else []
+            table.add_row(word, fmt.count(number), fmt.share(number, summary["rows"]), *advice)
+    return table
 
 
 _FILES = (

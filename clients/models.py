@@ -4,13 +4,14 @@ import dataclasses
 import http.client
 import json
 import logging
+import ssl
 import time
 import urllib.error
 import urllib.request
 from typing import Any
 
 from clients.endpoint import base_url
-from clients.errors import EndpointError
+from clients.errors import EndpointError, SettingsError
 from clients.events import emit
 
 logger = logging.getLogger(__name__)
@@ -18,8 +19,20 @@ logger = logging.getLogger(__name__)
 _REQUEST_TIMEOUT_S = 10.0
 _POLL_S = 1.0
 
+_MAX_BYTES = 4 << 20
+
+CERTIFICATE_MEND = "Name the file with the certificate authority in SSL_CERT_FILE."
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Followed to another host, a redirect would take the key there."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Leave the answer as it is, which urllib then raises."""
+
+
 #: A server in the cluster or on this machine is reached directly, as the engine does, whatever proxy is set.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +62,7 @@ def resolve(url: str, *, model: str, api_key: str | None, patience_s: float) -> 
         patience_s: Seconds to wait for an endpoint that cannot be reached or is still loading.
 
     Raises:
-        SettingsError: the URL cannot be used.
+        SettingsError: the URL or the key cannot be used.
         EndpointError: not reached in time, not an OpenAI-compatible API, wrong key, or unknown model.
     """
     base = base_url(url)
@@ -62,6 +75,18 @@ def resolve(url: str, *, model: str, api_key: str | None, patience_s: float) -> 
         shown = ", ".join(models[:10]) + (", …" if len(models) > 10 else "")
         raise EndpointError(f"{base} serves no model {model!r}. It serves: {shown}. Give one of them with --model.")
     return Endpoint(base_url=base, model=model or models[0])
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The header that carries the key, if there is one.
+
+    Raises:
+        SettingsError: the key cannot stand in a header. The message does not repeat it.
+    """
+    key = (api_key or "").strip()  # a Secret made from a file often ends with a line break
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError("OPENAI_API_KEY holds characters that no key has, such as a line break. Set it anew.")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _wait_for_models(base: str, api_key: str | None, patience_s: float) -> list[str]:
@@ -84,25 +109,34 @@ def _wait_for_models(base: str, api_key: str | None, patience_s: float) -> list[
 
 def _list_models(base: str, api_key: str | None) -> list[str]:
     """The ids at `/models`; empty when the endpoint has no such list."""
-    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
-    request = urllib.request.Request(f"{base}/models", headers=headers)  # noqa: S310  (base_url allows only http and https)
+    headers = {"Accept": "application/json", **authorization(api_key)}
     try:
+        request = urllib.request.Request(f"{base}/models", headers=headers)  # noqa: S310  (base_url allows only http and https)
         with _DIRECT.open(request, timeout=_REQUEST_TIMEOUT_S) as response:
-            return _model_ids(base, response.read())
+            return _model_ids(base, response.read(_MAX_BYTES))
     except urllib.error.HTTPError as error:
         with error:
-            return _refused(base, error.code)
+            return _refused(base, error)
+    except UnicodeError as error:
+        raise SettingsError(f"endpoint URL {base!r} cannot be used: write it in plain ASCII letters") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise EndpointError(f"{base}: TLS fails: {reason.verify_message}. {CERTIFICATE_MEND}") from error
         raise _NotYetError(getattr(reason, "strerror", None) or str(reason) or type(error).__name__) from error
 
 
-def _refused(base: str, status: int) -> list[str]:
-    if status in (401, 403):
-        raise EndpointError(f"{base} refuses the key (HTTP {status}). Set OPENAI_API_KEY to a key it accepts.")
-    if status in (404, 405):
+def _refused(base: str, error: urllib.error.HTTPError) -> list[str]:
+    if error.code in (401, 403):
+        raise EndpointError(f"{base} refuses the key (HTTP {error.code}). Set OPENAI_API_KEY to a key it accepts.")
+    if error.code in (404, 405):
         return []
-    raise _NotYetError(f"HTTP {status} from {base}/models")
+    if 300 <= error.code < 400:
+        target = " ".join(error.headers.get("Location", "nowhere").split())
+        raise EndpointError(
+            f"{base}/models redirects to {target} (HTTP {error.code}). Give the address that answers itself."
+        )
+    raise _NotYetError(f"HTTP {error.code} from {base}/models")
 
 
 def _model_ids(base: str, data: bytes) -> list[str]:

@@ -1,12 +1,15 @@
 """The output folder of a run on this machine: where results, logs and the state of unfinished work lie."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clients.errors import SettingsError
+from clients.errors import LedgerInUseError, SettingsError
 from clients.prompts.lines import read_lines
 
 
@@ -41,13 +44,11 @@ class Workplace:
         state = output / "state"
         try:
             (output / "logs").mkdir(parents=True, exist_ok=True)
-            number = max((int(path.name) for path in state.glob("[0-9]*")), default=0)
+            number = max((int(path.name) for path in _numbered(state)), default=0)
             current = state / f"{max(1, number + fresh):04d}"
             current.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SettingsError(
-                f"cannot write {output}: {error.strerror}. Choose another folder with --output."
-            ) from error
+            raise _not_writable(output, error) from error
         place = cls(output, current, 0)
         return dataclasses.replace(place, summary_before=place._summary_written())
 
@@ -81,9 +82,40 @@ class Workplace:
 
     def settle(self) -> None:
         """Remove what the finished run no longer needs: the state that --fresh replaced."""
-        for path in self.state.parent.glob("[0-9]*"):
+        for path in _numbered(self.state.parent):
             if path.name < self.state.name:
                 shutil.rmtree(path, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out of the folder for as long as the block lasts; the system lets go when the process dies.
+
+        Raises:
+            LedgerInUseError: another run is at work in the folder.
+            SettingsError: the folder cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                lock = stack.enter_context((self.state.parent / ".lock").open("w"))
+            except OSError as error:
+                raise _not_writable(self.output, error) from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LedgerInUseError(
+                    f"another run is at work in {self.output}. Wait until it ends, stop it, or choose another --output."
+                ) from error
+            except OSError:
+                pass  # a mounted volume without locks
+            yield
+
     def _summary_written(self) -> int:
         return self.summary.stat().st_mtime_ns if self.summary.exists() else 0
+
+
+def _numbered(state: Path) -> list[Path]:
+    return [path for path in state.glob("[0-9]*") if path.name.isdecimal()]
+
+
+def _not_writable(output: Path, error: OSError) -> SettingsError:
+    return SettingsError(f"cannot write {output}: {error.strerror}. Choose another folder with --output.")

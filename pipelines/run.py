@@ -6,13 +6,17 @@ The same command again goes on where the last one stopped: finished rows are not
 
 import argparse
 import contextlib
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from clients.batch.arguments import add_request_arguments, add_run_arguments, request_defaults
+from clients.batch.arguments import (
+    add_request_arguments,
+    add_run_arguments,
+    check_run_arguments,
+    local_path,
+    request_defaults,
+)
 from clients.errors import LLMInferenceError
 
 if TYPE_CHECKING:
@@ -29,14 +33,6 @@ _EXAMPLES = """examples:
 """
 
 
-class _InterruptedError(LLMInferenceError):
-    """Ctrl-C or SIGTERM."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__("interrupted")
-        self.exit_code = 128 + signum
-
-
 class _RunFailedError(LLMInferenceError):
     """A step of the pipeline failed; its own message and exit code."""
 
@@ -49,36 +45,38 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, run, print; returns the exit code."""
     options = _parser().parse_args(arguments)
     from clients.display import error_line
+    from clients.steps.interrupts import interruptible
 
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _interrupt)
     try:
-        from pipelines.settings import RunSettings
-
-        settings = RunSettings(
-            prompts=Path(options.prompts),
-            output=Path(options.output or Path("results") / Path(options.prompts).name.split(".")[0]),
-            url=options.url,
-            model=options.model,
-            gguf=options.gguf,
-            system_prompt=options.system,
-            request_defaults=request_defaults(options),
-            shards=options.shards,
-            concurrency=options.concurrency,
-            max_error_rate=options.max_error_rate,
-            server_wait_s=options.server_wait,
-            fresh=options.fresh,
-        )
-        return run(settings)
-    except _InterruptedError as error:
-        error_line("interrupted. Finished rows are kept; the same command goes on from there.")
-        return error.exit_code
+        with interruptible():
+            run(_settings(options))
     except LLMInferenceError as error:
         error_line(str(error))
         return error.exit_code
+    return 0
 
 
-def run(settings: "RunSettings") -> int:
+def _settings(options: argparse.Namespace) -> "RunSettings":
+    from pipelines.settings import RunSettings
+
+    check_run_arguments(options)
+    return RunSettings(
+        prompts=options.prompts,
+        output=options.output or Path("results") / options.prompts.name.split(".")[0],
+        url=options.url,
+        model=options.model,
+        gguf=options.gguf,
+        system_prompt=options.system,
+        request_defaults=request_defaults(options),
+        shards=options.shards,
+        concurrency=options.concurrency,
+        max_error_rate=options.max_error_rate,
+        server_wait_s=options.server_wait,
+        fresh=options.fresh,
+    )
+
+
+def run(settings: "RunSettings") -> None:
     """Run the pipeline on this machine and show how it goes.
 
     Raises:
@@ -89,17 +87,17 @@ def run(settings: "RunSettings") -> int:
     from clients.workplace import Workplace
 
     place = Workplace.prepare(settings.prompts, settings.output, fresh=settings.fresh)
-    with RunView() as view:
-        if not view.console.is_terminal:
-            log_to_stderr()
-        with _endpoint(settings, place, view) as arguments:
-            failure = _follow(settings, place, arguments, view)
-    if place.summary_is_new():
-        print_summary(place.read_summary(), place.output)
-    if failure is not None:
-        raise failure
-    place.settle()
-    return 0
+    with place.held():
+        with RunView() as view:
+            if not view.console.is_terminal:
+                log_to_stderr()
+            with _endpoint(settings, place, view) as arguments:
+                failure = _follow(settings, place, arguments, view)
+        if place.summary_is_new():
+            print_summary(place.read_summary(), place.output)
+        if failure is not None:
+            raise failure
+        place.settle()
 
 
 @contextlib.contextmanager
@@ -165,10 +163,6 @@ def _follow(
     return _RunFailedError(f"{cause} (log: {place.run_log})", view.exit_code or 1)
 
 
-def _interrupt(signum: int, _: FrameType | None) -> None:
-    raise _InterruptedError(signum)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.run",
@@ -176,9 +170,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompts", metavar="FILE", required=True, help="JSONL, one request a line")
+    parser.add_argument("--prompts", metavar="FILE", type=local_path, required=True, help="JSONL, one request a line")
     parser.add_argument(
-        "--output", metavar="DIR", help="folder for the results (default: results/<name of the prompts>)"
+        "--output",
+        metavar="DIR",
+        type=local_path,
+        help="folder for the results (default: results/<name of the prompts>)",
     )
     where = parser.add_argument_group("where the model answers")
     where.add_argument(

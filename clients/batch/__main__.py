@@ -4,13 +4,23 @@ The same command again goes on where the last one stopped: finished rows are not
 """
 
 import argparse
+import contextlib
+import functools
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clients.batch.arguments import add_request_arguments, add_run_arguments, request_defaults
+from clients.batch.arguments import (
+    add_request_arguments,
+    add_run_arguments,
+    check_run_arguments,
+    local_path,
+    request_defaults,
+)
 
 if TYPE_CHECKING:
+    from clients.display import RunView
     from clients.workplace import Workplace
 
 _EXAMPLES = """examples:
@@ -22,29 +32,43 @@ _EXAMPLES = """examples:
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, print; returns the exit code."""
     options = _parser().parse_args(arguments)
-    from clients.display import RunView, error_line, print_summary
+    from clients.display import error_line
     from clients.errors import LLMInferenceError
-    from clients.events import follow, log_to_stderr
-    from clients.workplace import Workplace
+    from clients.steps.interrupts import interruptible
 
     try:
-        place = Workplace.prepare(options.prompts, options.output, fresh=options.fresh)
-        with RunView() as view:
-            if view.console.is_terminal:
-                follow(view.see_and_show)
-            else:
-                log_to_stderr()
-            exit_code = _run_steps(options, place)
-        if place.summary_is_new():
-            print_summary(place.read_summary(), place.output)
-        if not exit_code:
-            place.settle()
+        with interruptible():
+            check_run_arguments(options)
+            return _run(options)
     except LLMInferenceError as error:
         error_line(str(error))
         return error.exit_code
-    if view.failure:
-        error_line(view.failure)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from clients.display import RunView, error_line, print_summary
+    from clients.events import follow
+    from clients.workplace import Workplace
+
+    place = Workplace.prepare(options.prompts, options.output, fresh=options.fresh)
+    with place.held():
+        with RunView() as view:
+            follow(view.see_and_show if view.console.is_terminal else functools.partial(_log, view))
+            exit_code = _run_steps(options, place)
+        if place.summary_is_new():
+            print_summary(place.read_summary(), place.output)
+        if view.failure:
+            error_line(view.failure)
+        if not exit_code:
+            place.settle()
     return exit_code
+
+
+def _log(view: "RunView", event: dict[str, Any]) -> None:
+    """Without a terminal: each event as a line of JSON, and why a step failed once more in words at the end."""
+    print(json.dumps(event, ensure_ascii=False), file=sys.stderr, flush=True)
+    if event["event"] == "step.failed":
+        view.see(event)
 
 
 def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
@@ -57,11 +81,14 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
     from clients.steps.plan_shards import plan_shards
     from clients.steps.resolve_endpoint import resolve_endpoint
     from clients.steps.run_shard import run_shard
+    from clients.storage import refusals
 
     requests = {"system_prompt": options.system, "request_defaults": request_defaults(options)}
     prompts = str(options.prompts.resolve())
-    place.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.scratch) as scratch:
+    with contextlib.ExitStack() as stack:
+        with refusals("write", place.scratch):
+            place.scratch.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=place.scratch))
         paths = {name: str(Path(scratch) / name) for name in ("checked", "part", "results", "rejects", "report")}
         try:
             check_prompts(prompts=prompts, checked_path=paths["checked"], **requests)
@@ -99,14 +126,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompts", metavar="FILE", type=Path, required=True, help="JSONL, one request a line")
+    parser.add_argument("--prompts", metavar="FILE", type=local_path, required=True, help="JSONL, one request a line")
     parser.add_argument(
         "--url",
         required=True,
         help="OpenAI-compatible endpoint, with or without /v1; its key is read from OPENAI_API_KEY",
     )
     parser.add_argument("--model", metavar="NAME", default="", help="model name (default: what the endpoint lists)")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--output", metavar="DIR", type=local_path, required=True, help="folder for the results")
     add_request_arguments(parser)
     add_run_arguments(parser)
     return parser

@@ -5,8 +5,12 @@ from typing import Any
 
 import orjson
 
+from clients.batch.schemas import schema_problem
 from clients.errors import TransientError
 from clients.records import ChatRequest, Outcome
+
+#: What vLLM calls an answer that it broke off for reasons of its own.
+_NOT_FINISHED = ("abort", "error")
 
 
 def read_answer(request: ChatRequest, payload: Any) -> dict[str, Any]:
@@ -21,14 +25,17 @@ def read_answer(request: ChatRequest, payload: Any) -> dict[str, Any]:
         choice = payload["choices"][0]
         message = choice["message"]
         content, reasoning = _text(message.get("content")), _reasoning(message)
-        tools, refusal = message.get("tool_calls") or None, message.get("refusal")
+        tools, refusal = message.get("tool_calls"), message.get("refusal")
+        tool_calls = orjson.dumps(tools).decode() if tools else None
         finish = choice.get("finish_reason")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError) as error:  # orjson's own error is a TypeError
         raise TransientError("no_choices", "the answer holds no choice with a message") from error
+    if finish in _NOT_FINISHED:
+        raise TransientError("aborted", f"the server gave the answer up: finish_reason {finish}")
     fields: dict[str, Any] = {
         "content": content,
         "reasoning": reasoning,
-        "tool_calls": orjson.dumps(tools).decode() if tools else None,
+        "tool_calls": tool_calls,
         "finish_reason": finish if isinstance(finish, str) else None,
         "model": payload.get("model") if isinstance(payload.get("model"), str) else None,
         **_usage(payload.get("usage")),
@@ -49,35 +56,8 @@ def _judge(
         return Outcome.FILTERED, "filtered", str(refusal or "the server's content filter ended the answer")[:500]
     if not answered and not has_tools:
         return Outcome.EMPTY, "empty", "the answer has neither text nor tool calls"
-    problem = None if has_tools else _schema_problem(request.body.get("response_format"), content or "")
+    problem = None if has_tools else schema_problem(request.body.get("response_format"), content or "")
     return (Outcome.SCHEMA_INVALID, "schema", problem) if problem else (Outcome.OK, None, None)
-
-
-def _schema_problem(response_format: Any, content: str) -> str | None:
-    """Why the answer breaks the row's response_format, or None."""
-    if not isinstance(response_format, Mapping) or response_format.get("type") not in ("json_schema", "json_object"):
-        return None
-    try:
-        value = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        return f"the answer is not JSON: {error.msg}"
-    if response_format["type"] == "json_object":
-        return None if isinstance(value, dict) else "the answer is JSON but not an object"
-    wrapper = response_format.get("json_schema")
-    schema = wrapper.get("schema") if isinstance(wrapper, Mapping) else None
-    return _schema_error(schema, value) if isinstance(schema, Mapping) else None
-
-
-def _schema_error(schema: Mapping[str, Any], value: Any) -> str | None:
-    import jsonschema
-
-    try:
-        jsonschema.validate(value, schema)
-    except jsonschema.ValidationError as error:
-        return f"the answer breaks its json_schema at {error.json_path}: {error.message}"[:500]
-    except Exception as error:  # noqa: BLE001  (a schema the checker cannot read is the row's data, not our failure)
-        return f"the json_schema cannot be checked: {type(error).__name__}"
-    return None
 
 
 def _text(content: Any) -> str | None:
@@ -101,4 +81,8 @@ def _usage(usage: Any) -> dict[str, int | None]:
         "completion_tokens": usage.get("completion_tokens"),
         "cached_tokens": cached,
     }
-    return {name: value if isinstance(value, int) else None for name, value in found.items()}
+    return {name: value if _is_count(value) else None for name, value in found.items()}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63  # what the column holds; a bool is an int to isinstance

@@ -2,9 +2,17 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from clients.errors import SettingsError
+
+
+def local_path(text: str) -> Path:
+    """Type of a flag that takes a path on this machine, not an address."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is an address; a run on this machine reads and writes local files")
+    return Path(text)
 
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,3 +81,16 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, concurrency: int | Non
         "--fresh", action="store_true", help="answer every row anew; old results stay until the new ones stand"
     )
     return how
+
+
+def check_run_arguments(options: argparse.Namespace) -> None:
+    """Refuse values that `add_run_arguments` lets through.
+
+    Raises:
+        SettingsError: a number out of its range.
+    """
+    for flag, value, least in (("--concurrency", options.concurrency, 1), ("--server-wait", options.server_wait, 0)):
+        if value is not None and value < least:
+            raise SettingsError(f"{flag} must be at least {least}, found {value}")
+    if not 0 <= options.max_error_rate <= 1:
+        raise SettingsError(f"--max-error-rate must be between 0 and 1, found {options.max_error_rate:g}")

@@ -14,22 +14,26 @@ class Work:
 
     Attributes:
         attempts: Attempts the server may have worked on.
-        last_error: Code and message of the last failure.
     """
 
     request: ChatRequest
     attempts: int = 0
-    last_error: tuple[str, str] = ("", "")
 
 
 class Backlog:
     """Hands out the next row: a retry that is due before a new row, and nothing twice.
 
-    New rows are read from `requests` one at a time, so an input of any size is never in memory.
+    New rows are read one at a time, and none while very many wait for another attempt, so an input of any size is never
+    in memory, not even while the server refuses everything.
+
+    Args:
+        requests: The rows. None among them lets the event loop look after its other tasks.
+        max_waiting: Waiting rows from which on no new ones are read.
     """
 
-    def __init__(self, requests: Iterator[ChatRequest]) -> None:
+    def __init__(self, requests: Iterator[ChatRequest | None], *, max_waiting: int = 1024) -> None:
         self._requests = requests
+        self._max_waiting = max_waiting
         self._retries: list[tuple[float, int, Work]] = []
         self._open = 0
         self._exhausted = False
@@ -38,10 +42,16 @@ class Backlog:
     async def take(self) -> Work | None:
         """The next row to send; waits while rows may still come back; None when every row is finished."""
         while True:
-            if (work := self._next()) is not None:
+            if (work := self._due_retry()) is not None:
                 self._open += 1
                 return work
-            if self._exhausted and not self._retries and not self._open:
+            if not self._exhausted and len(self._retries) < self._max_waiting:
+                if (request := self._read()) is not None:
+                    self._open += 1
+                    return Work(request)
+                await asyncio.sleep(0)
+                continue
+            if not self._retries and not self._open:
                 return None
             self._changed.clear()
             delay = self._retries[0][0] - asyncio.get_running_loop().time() if self._retries else None
@@ -62,15 +72,23 @@ class Backlog:
         self._changed.set()
 
     @property
+    def in_flight(self) -> int:
+        """Rows that are handed out."""
+        return self._open
+
+    @property
     def waiting(self) -> int:
         """Rows that wait for another attempt."""
         return len(self._retries)
 
-    def _next(self) -> Work | None:
+    def _due_retry(self) -> Work | None:
         if self._retries and self._retries[0][0] <= asyncio.get_running_loop().time():
             return heapq.heappop(self._retries)[2]
-        if self._exhausted:
+        return None
+
+    def _read(self) -> ChatRequest | None:
+        try:
+            return next(self._requests)
+        except StopIteration:
+            self._exhausted = True
             return None
-        request = next(self._requests, None)
-        self._exhausted = request is None
-        return None if request is None else Work(request)

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 from types import TracebackType
 from typing import Self
@@ -20,8 +21,8 @@ COMMIT_ROWS = 512
 #: Finished rows that may wait for a slow disk before new rows are held back.
 _MAX_UNCOMMITTED = 8 * COMMIT_ROWS
 
-#: A full disk is tried again this often, with no new rows sent meanwhile, before the run is given up.
-_PATIENCE = (1.0, 4.0, 10.0, 15.0)
+#: A full disk is tried again after these seconds, with no new rows sent meanwhile, before the run is given up.
+PATIENCE_S = (1.0, 4.0, 10.0, 15.0)
 
 
 class Committer:
@@ -29,10 +30,12 @@ class Committer:
 
     Args:
         ledger: Where to.
+        patience_s: Seconds between two tries on a disk that refuses; after the last one the run is given up.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, patience_s: tuple[float, ...] = PATIENCE_S) -> None:
         self._ledger = ledger
+        self._patience_s = patience_s
         self._pending: list[ChatResult] = []
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "commit")
         self._due = asyncio.Event()
@@ -40,6 +43,7 @@ class Committer:
         self._room.set()
         self._group = asyncio.TaskGroup()
         self._loop: asyncio.Task[None] | None = None
+        self._closing = False
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -49,7 +53,10 @@ class Committer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        if self._loop is not None:
+        if error is None:
+            self._closing = True
+            self._due.set()
+        elif self._loop is not None:
             self._loop.cancel()
         try:
             await self._group.__aexit__(kind, error, at)
@@ -70,19 +77,18 @@ class Committer:
         await self._room.wait()
 
     async def _commit_regularly(self) -> None:
-        while True:
-            try:
+        while self._pending or not self._closing:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(COMMIT_INTERVAL_S):
                     await self._due.wait()
-            except TimeoutError:
-                pass
             self._due.clear()
             if self._pending:
                 await self._commit_patiently()
-            self._room.set()
+            if len(self._pending) < _MAX_UNCOMMITTED:
+                self._room.set()
 
     async def _commit_patiently(self) -> None:
-        for delay_s in (*_PATIENCE, None):
+        for delay_s in (*self._patience_s, None):
             batch = self._pending[:]
             try:
                 # The thread itself removes what it has kept, so a cancelled wait leaves no doubt about the batch.

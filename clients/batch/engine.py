@@ -22,8 +22,12 @@ from clients.records import ChatRequest, ChatResult, Outcome
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two tries of a row while no connection can be made; they cost the row no attempt.
-_UNREACHABLE_DELAY_S = 1.0
+#: Seconds without new requests after a connection could not be made; the rows concerned lose no attempt.
+_UNREACHABLE_PAUSE_S = 1.0
+
+#: Refusals that say nothing about the row but what the endpoint has or allows just now (no credit, no such model, no
+#: such path): another attempt is useless, but a later run may fare better, so the row is `failed`, not `rejected`.
+_NOT_THE_ROW = ("http_402", "http_403", "http_404", "http_405", "http_407")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +62,14 @@ class Engine:
         self._settings = settings
         self._rng = random.Random()  # noqa: S311  (jitter, not a secret)
         self._unreachable_since: float | None = None
+        self._not_before = 0.0
+        self._answered = False
 
-    async def run(self, requests: Iterator[ChatRequest]) -> None:
+    async def run(self, requests: Iterator[ChatRequest | None]) -> None:
         """Bring every request to an outcome and commit it.
+
+        Args:
+            requests: See Backlog.
 
         Raises:
             EndpointError: the endpoint is gone or refuses the key. Everything answered before is committed.
@@ -71,6 +80,7 @@ class Engine:
             reporter = group.create_task(self._report(backlog))
             while True:
                 await self._committer.room()
+                await self._server_back()
                 await self._limiter.acquire()
                 work = await backlog.take()
                 if work is None:
@@ -81,8 +91,13 @@ class Engine:
 
     async def _report(self, backlog: Backlog) -> None:
         while True:
-            self._progress.report(in_flight=self._limiter.in_flight, waiting=backlog.waiting)
+            self._progress.report(in_flight=backlog.in_flight, waiting=backlog.waiting)
             await asyncio.sleep(0.5)
+
+    async def _server_back(self) -> None:
+        pause_s = self._not_before - time.monotonic()
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
 
     async def _attempt(self, work: Work, backlog: Backlog) -> None:
         started_at, start = dt.datetime.now(dt.UTC), time.monotonic()
@@ -95,7 +110,7 @@ class Engine:
             self._failed(work, error, backlog, started_at, time.monotonic() - start)
             return
         work.attempts += 1
-        self._unreachable_since = None
+        self._unreachable_since, self._answered = None, True
         self._finish(work, backlog, fields, started_at, time.monotonic() - start)
 
     def _failed(
@@ -103,10 +118,10 @@ class Engine:
     ) -> None:
         if isinstance(error, UnreachableError):
             self._wait_for_server(error)
-            backlog.again(work, _UNREACHABLE_DELAY_S * (0.5 + self._rng.random()))
+            backlog.again(work, 0)
             return
         self._unreachable_since = None
-        if error.code in ("http_401", "http_403"):
+        if error.code == "http_401" or (error.code == "http_403" and not self._answered):
             raise EndpointError(
                 f"{self._chat.base_url} refuses the key ({error.code.removeprefix('http_')}: {error}). "
                 "Set OPENAI_API_KEY to a key it accepts and run the same command again."
@@ -117,12 +132,14 @@ class Engine:
             self._progress.retries += 1
             backlog.again(work, delay_s)
             return
-        outcome = Outcome.REJECTED if isinstance(error, RejectedError) else Outcome.FAILED
+        never = isinstance(error, RejectedError) and error.code not in _NOT_THE_ROW
+        outcome = Outcome.REJECTED if never else Outcome.FAILED
         fields = {"outcome": outcome, "error_code": error.code, "error_message": str(error)}
         self._finish(work, backlog, fields, started_at, latency_s)
 
     def _wait_for_server(self, error: UnreachableError) -> None:
         now = time.monotonic()
+        self._not_before = now + _UNREACHABLE_PAUSE_S * (0.5 + self._rng.random())
         if self._unreachable_since is None:
             self._unreachable_since = now
             emit(logger, "endpoint.unreachable", endpoint=self._chat.base_url, reason=str(error))

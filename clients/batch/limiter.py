@@ -25,12 +25,19 @@ class Limiter:
         while self.in_flight >= self.limit:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
-            await turn
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._call_next()  # the slot may have been given to this turn just before
+                raise
         self.in_flight += 1
 
     def release(self) -> None:
         """Give a slot back."""
         self.in_flight -= 1
+        self._call_next()
+
+    def _call_next(self) -> None:
         while self._waiting and self.in_flight < self.limit:
             turn = self._waiting.popleft()
             if not turn.done():

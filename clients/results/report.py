@@ -157,7 +157,8 @@ def _not_ok(summary: Summary) -> str:
 def _slowest(summary: Summary) -> str:
     if not summary["slowest"]:
         return section("Slowest rows", empty("No request was sent."))
-    names = ("#latency", "#output tokens", "#row", "id", "outcome", "trace")
+    traced = any(row["trace_id"] for row in summary["slowest"])
+    names = ("#latency", "#output tokens", "#row", "id", "outcome", *(("trace",) if traced else ()))
     lines = [
         (
             seconds(row["latency_s"]),
@@ -165,7 +166,7 @@ def _slowest(summary: Summary) -> str:
             count(row["row"]),
             _id(row),
             _word(row),
-            _trace(row),
+            *((_trace(row),) if traced else ()),
         )
         for row in summary["slowest"]
     ]

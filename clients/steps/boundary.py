@@ -7,18 +7,23 @@ from collections.abc import Iterator
 
 from clients.errors import LLMInferenceError
 from clients.events import emit, log_to_stderr
+from clients.steps.interrupts import interruptible
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
-    """Run a step; what a user can cause ends it with one `step.failed` event and an exit code, not a traceback."""
+    """Run a step; what a user or a signal can cause ends it with one `step.failed` event and an exit code.
+
+    A defect of ours keeps its traceback.
+    """
     if not logging.getLogger("clients").handlers:  # a pod; elsewhere an entry point has chosen where events go
         log_to_stderr()
     emit(logger, "step.started", step=name)
     try:
-        yield
+        with interruptible():
+            yield
     except LLMInferenceError as error:
         emit(logger, "step.failed", step=name, error=str(error), exit_code=error.exit_code)
         raise SystemExit(error.exit_code) from None

@@ -9,6 +9,7 @@ from clients.events import emit
 from clients.prompts.plan import check_prompts as check
 from clients.prompts.rows import JobDefaults, whole_numbers
 from clients.steps.boundary import step
+from clients.storage import refusals
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ def check_prompts(
     with step("check_prompts"):
         defaults = JobDefaults(system_prompt=system_prompt, request_defaults=whole_numbers(request_defaults))
         checked = check(prompts, defaults)
-        Path(checked_path).write_bytes(checked.to_json())
+        with refusals("write", checked_path):
+            Path(checked_path).write_bytes(checked.to_json())
         for example in checked.examples:
             emit(logger, "row.invalid", row=example.row, id=example.id, error=example.error_message)
         counts = {"rows": checked.rows, "invalid": checked.invalid, "repeated_ids": checked.repeated_ids}

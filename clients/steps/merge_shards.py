@@ -8,7 +8,7 @@ from clients.results.merge import merge_parts
 from clients.results.report import render_report
 from clients.results.summary import Summary
 from clients.steps.boundary import step
-from clients.storage import Folder
+from clients.storage import Folder, refusals
 
 
 def merge_shards(
@@ -21,7 +21,9 @@ def merge_shards(
     """
     with step("merge_shards"):
         summary = merge_parts([Path(path) for path in part_paths], Path(results_path), Path(rejects_path))
-        Path(report_path).write_text(render_report(summary, title="Batch inference"), encoding="utf-8")
+        report = render_report(summary, title="Batch inference")
+        with refusals("write", report_path):
+            Path(report_path).write_text(report, encoding="utf-8")
         if output:
             folder = Folder(output)
             folder.put("results.parquet", Path(results_path))

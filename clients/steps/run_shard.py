@@ -1,5 +1,6 @@
 """Run one shard's rows and write its part of the results."""
 
+import contextlib
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -11,6 +12,8 @@ from clients.batch.shard import open_ledger, write_part
 from clients.batch.shard import run_shard as run
 from clients.prompts.plan import Shard
 from clients.steps.boundary import api_key, step
+from clients.steps.interrupts import stopping
+from clients.storage import refusals
 
 
 def run_shard(*, spec: str, part_path: str) -> dict[str, Any]:
@@ -23,12 +26,14 @@ def run_shard(*, spec: str, part_path: str) -> dict[str, Any]:
     Returns:
         Counts for the artifact's metadata.
     """
-    with step("run_shard"), tempfile.TemporaryDirectory(prefix="kllm-state-") as scratch:
+    with step("run_shard"), contextlib.ExitStack() as stack:
         shard = Shard.from_json(spec)
         if not shard.state:  # nowhere durable was given: good as long as this pod lives
+            with refusals("write", tempfile.gettempdir()):
+                scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="kllm-state-"))
             shard = dataclasses.replace(shard, state=scratch)
         settings = EngineSettings(server_wait_s=shard.server_wait_s)
         with open_ledger(shard) as ledger:
-            progress = run(shard, ledger, api_key=api_key(), settings=settings, timeouts=Timeouts())
+            progress = run(shard, ledger, api_key=api_key(), settings=settings, timeouts=Timeouts(), stopping=stopping)
             write_part(shard, ledger, Path(part_path))
     return {"shard": shard.shard, "rows": shard.rows, "reused": progress.reused, **progress.outcomes}

@@ -173,7 +173,7 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(
     process.send_signal(signum)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == code
-    assert errors.splitlines()[-1] == "error: interrupted. Finished rows are kept; the same command goes on from there."
+    assert errors.splitlines()[-1] == "error: interrupted; finished rows are kept, the same command goes on from there"
     assert "Traceback" not in errors
     assert wait_until(lambda: not processes_below(tmp_path), 5)
     done = run(tmp_path, "--prompts", "prompts.jsonl", "--url", server.url, *SLOW)
@@ -281,6 +281,7 @@ class TestMistakes:
             (("--url", "URL", "--max-error-rate", "7"), 2, "--max-error-rate must be between 0 and 1"),
             (("--url", "URL", "--param", "top_k"), 2, "expected KEY=VALUE"),
             (("--gguf", "nothing.gguf"), 2, "nothing.gguf"),
+            (("--output", "s3://bucket/out"), 2, "is an address; a run on this machine reads and writes local files"),
             (("--model", "other"), 2, "--model chooses among the models of --url"),
         ],
     )
