@@ -18,7 +18,7 @@ run: $(VENV)/.ready  ## run the batch on PROMPTS (default: examples/prompts.json
 	@$(BIN)/python -m pipelines.run --prompts "$(PROMPTS)" $(ARGS)
 
 test: $(VENV)/.ready-dev  ## run the tests
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=term:skip-covered
 
 check: $(VENV)/.ready-dev  ## run the static checks
 	$(BIN)/ruff check .

@@ -49,6 +49,7 @@ setup(
             "pytest-asyncio>=1",
             "pytest-cov>=6",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "ruff>=0.12",
         ]
     },

@@ -107,6 +107,7 @@ class Workplace:
                 ) from error
             except OSError:
                 pass  # a mounted volume without locks
+            shutil.rmtree(self.scratch, ignore_errors=True)  # what a killed run left behind
             yield
 
     def _summary_written(self) -> int:

@@ -12,11 +12,11 @@ from clients.batch.engine import Engine, EngineSettings
 from clients.batch.ledger import Ledger, State
 from clients.batch.limiter import Limiter
 from clients.batch.progress import Progress
-from clients.errors import LLMInferenceError
+from clients.errors import LLMInferenceError, PromptsError
 from clients.prompts.columns import CarriedColumns
 from clients.prompts.lines import read_lines
 from clients.prompts.plan import Shard
-from clients.prompts.rows import parse_row
+from clients.prompts.rows import Row, parse_row
 from clients.records import ChatRequest, InvalidRow
 from clients.results.assemble import write_results
 from clients.storage import Folder
@@ -83,16 +83,30 @@ def write_part(shard: Shard, ledger: Ledger, path: Path) -> int:
 
     Returns:
         Rows for which no answer is committed; each stands in the file as `failed`, with `error_code = "missing"`.
+
+    Raises:
+        PromptsError: the input was changed while the shard ran and has fewer or more rows now.
     """
-    rows = (parse_row(line, shard.defaults) for line in read_lines(shard.prompts, shard.part))
     return write_results(
         path,
-        rows,
+        _all_rows(shard),
         ledger.rows_by_segment(),
         CarriedColumns(shard.carried),
         first_row=shard.part.first_row,
         settings=shard.settings(),
     )
+
+
+def _all_rows(shard: Shard) -> Iterator[Row]:
+    found = 0
+    for line in read_lines(shard.prompts, shard.part):
+        yield parse_row(line, shard.defaults)
+        found += 1
+    if found != shard.rows:
+        raise PromptsError(
+            f"{shard.prompts} changed while it was run: shard {shard.shard} has {found} rows now, {shard.rows} when it "
+            "was checked. Answered rows are kept; run the same command again."
+        )
 
 
 def _to_send(shard: Shard, ledger: Ledger, progress: Progress) -> Iterator[ChatRequest | None]:

@@ -572,3 +572,21 @@ def test_a_fault_that_never_ends_fails_the_row_with_its_last_reason(
     assert line.startswith(f"error: {count} of {count + 1} rows went wrong (failed {count})")
     assert {path.name for path in (folder / "out").iterdir()} >= FILES
     assert len(pd.read_parquet(folder / "out/rejects.parquet")) == count
+
+
+def test_an_input_that_is_cut_short_while_it_runs_is_noticed_and_nothing_is_lost(
+    server: OpenAIServer, tmp_path: Path
+) -> None:
+    server.latency_s = 1.0
+    write(tmp_path / "p.jsonl", [{"prompt": f"row {i}"} for i in range(4)])
+    arguments = ("--prompts", "p.jsonl", "--url", server.url, "--output", "out")
+    process = start(tmp_path, *arguments)
+    wait_for(lambda: len(server.requests) == 4)
+    write(tmp_path / "p.jsonl", [{"prompt": f"row {i}"} for i in range(3)])
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert "changed while it was run: shard 0 has 3 rows now, 4 when it was checked" in error_lines(errors)[-1]
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 0
+    assert len(server.requests) == 4
+    assert results(tmp_path / "out")["outcome"].tolist() == ["ok"] * 3
