@@ -5,7 +5,6 @@ In memory an answer costs 16 bytes (whose and where it is), one of an earlier ru
 """
 
 import array
-import bisect
 import dataclasses
 import errno
 import fcntl
@@ -15,12 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clients.batch.answer_index import AnswerIndex
 from clients.errors import LedgerInUseError, PromptsError, StorageError
 from clients.records import ChatRequest, ChatResult, Outcome
 from clients.results.schema import COLUMNS
@@ -72,7 +72,7 @@ class Ledger:
         self._entry_of_row = array.array("q", [_UNANSWERED]) * rows
         self._written = 0
         self._nonce = secrets.token_hex(4)
-        self._known = _Index()
+        self._known = AnswerIndex()
         self._lock = _take_lock(home, lock_patience_s)
         try:
             self._read_folders((*earlier, home))
@@ -174,67 +174,6 @@ class Ledger:
                     self._known.add(entry, request_hash, row, Outcome(outcome))
         except ValueError as error:
             raise _unreadable(folder, name, error) from error
-
-
-class _Index:
-    """Finds earlier answers by request hash. 33 bytes an answer; nothing at all in a first run."""
-
-    def __init__(self) -> None:
-        self._keys: Any = array.array("Q")  # first half of each hash, sorted by `freeze`
-        self._rest: Any = array.array("Q")  # second half
-        self._entries: Any = array.array("q")
-        self._rows: Any = array.array("q")
-        self._outcomes: dict[int, Outcome] = {}
-        self._taken = bytearray()
-        self._next: dict[int, int] = {}  # of a run of equal hashes: its start, and the first that may not be taken
-
-    def add(self, entry: int, request_hash: str, row: int, outcome: Outcome) -> None:
-        self._keys.append(int(request_hash[:16], 16))
-        self._rest.append(int(request_hash[16:], 16))
-        self._entries.append(entry)
-        self._rows.append(row)
-        if outcome is not Outcome.OK:
-            self._outcomes[entry] = outcome
-
-    def freeze(self) -> None:
-        """Sort, so that `take` can search."""
-        types = {"_keys": pa.uint64(), "_rest": pa.uint64(), "_entries": pa.int64(), "_rows": pa.int64()}
-        table = pa.table({name: pa.array(getattr(self, name), type=kind) for name, kind in types.items()})
-        table = table.sort_by(
-            [(name, "ascending") for name in ("_keys", "_rest", "_rows", "_entries")]
-        ).combine_chunks()
-        for name, kind in types.items():
-            column = table[name].combine_chunks()
-            size = 8 * len(column)
-            code: Any = "Q" if kind == pa.uint64() else "q"
-            data = memoryview(column.buffers()[1])[column.offset * 8 : column.offset * 8 + size] if size else b""
-            setattr(self, name, memoryview(data).cast("B").cast(code))
-        self._taken = bytearray(len(self._keys))
-
-    def take(self, request_hash: str, row: int) -> int | None:
-        """The entry of an answer that nobody has taken: the newest of the same row, else one of the first row."""
-        start, end = self._run(request_hash)
-        at = bisect.bisect_right(self._rows, row, start, end) - 1
-        if at < start or self._rows[at] != row or self._taken[at]:
-            at = self._next.get(start, start) if start < end else end
-            while at < end and self._taken[at]:
-                at += 1
-            if end - start > 1:
-                self._next[start] = at
-            if at == end:
-                return None
-        self._taken[at] = 1
-        return cast(int, self._entries[at])
-
-    def _run(self, request_hash: str) -> tuple[int, int]:
-        """Where the answers to one request lie, sorted by row."""
-        key, rest = int(request_hash[:16], 16), int(request_hash[16:], 16)
-        start = bisect.bisect_left(self._keys, key)
-        end = bisect.bisect_right(self._keys, key, start)
-        return bisect.bisect_left(self._rest, rest, start, end), bisect.bisect_right(self._rest, rest, start, end)
-
-    def outcome(self, entry: int) -> Outcome:
-        return self._outcomes.get(entry, Outcome.OK)
 
 
 @dataclasses.dataclass(frozen=True)
