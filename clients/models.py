@@ -69,7 +69,10 @@ def resolve(url: str, *, model: str, api_key: str | None, patience_s: float) -> 
     models = _wait_for_models(base, api_key, patience_s)
     if not models:
         if not model:
-            raise EndpointError(f"{base}/models lists no model. Name the one to use with --model.")
+            raise EndpointError(
+                f"{base}/models lists no model. Check that this is the address of an OpenAI-compatible API, "
+                "or name the model to use with --model."
+            )
         return Endpoint(base_url=base, model=model)
     if model and model not in models:
         shown = ", ".join(models[:10]) + (", …" if len(models) > 10 else "")

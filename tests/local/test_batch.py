@@ -423,7 +423,7 @@ def test_what_is_no_openai_endpoint_or_cannot_be_reached_is_told_in_one_line(
         unreachable = f"http://127.0.0.1:{probe.getsockname()[1]}"
     for url, code, message in (
         (unreachable, 1, f"cannot reach {unreachable}/v1 (Connection refused), tried for 0 s"),
-        (server.url.removesuffix("/v1") + "/nothing", 1, "lists no model. Name the one to use with --model"),
+        (server.url.removesuffix("/v1") + "/nothing", 1, "lists no model. Check that this is the address"),
         ("localhost:8000", 2, "http://localhost:8000"),
     ):
         done = run(tmp_path, "--prompts", "p.jsonl", "--url", url, "--output", "out", "--server-wait", "0")
