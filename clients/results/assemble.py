@@ -17,8 +17,8 @@ from clients.records import InvalidRow, Outcome
 from clients.results.schema import COLUMNS, SETTINGS_KEY
 from clients.storage import refusals
 
-#: Rows that are in memory at once; also the row group of the Parquet files (at 2 KB an answer, some 30 MB).
-WINDOW_ROWS = 8192
+#: Rows that are in memory at once; also the row group of the Parquet files (at 2 KB an answer, some 15 MB).
+WINDOW_ROWS = 4096
 
 #: The error code of rows whose shard ended before they were answered.
 MISSING = "missing"
