@@ -5,7 +5,10 @@ Without a terminal there is no live line but a `run.progress` event every few se
 
 import collections
 import dataclasses
+import json
 import logging
+import shlex
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -193,14 +196,18 @@ def print_summary(summary: Summary, folder: Path, console: Console | None = None
         if (folder / name).exists():
             console.print(Text(f"{what:<10}{folder / name}"), soft_wrap=True)
     console.print()
-    first = folder / "results.parquet"
+    path = json.dumps(str(folder / "results.parquet"), ensure_ascii=False)
+    read = f"import pandas; print(pandas.read_parquet({path}))"
     console.print(
-        Text(
-            f"Next: open the report in a browser, or read the answers in Python:\n"
-            f"  import pandas; pandas.read_parquet({str(first)!r})[['id', 'outcome', 'content']]"
-        ),
+        Text(f"Next: open the report in a browser, or look at the answers:\n  {_python()} -c {shlex.quote(read)}"),
         soft_wrap=True,
     )
+
+
+def _python() -> str:
+    """This interpreter, as short as it can be typed here: the one that has pandas."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _outcomes_table(summary: Summary, *, with_advice: bool) -> Table:
