@@ -1,5 +1,6 @@
 """What the compiled YAML promises to Kubeflow: the file that people upload and that a local run executes."""
 
+import ast
 import base64
 import bz2
 import json
@@ -52,6 +53,12 @@ def parameters(node: Any) -> Iterator[str]:
 def embedded(container: dict[str, Any]) -> dict[str, str]:
     (payload,) = re.findall(r'base64\.b64decode\("([A-Za-z0-9+/=]+)"\)', container["command"][-1])
     return json.loads(bz2.decompress(base64.b64decode(payload)))
+
+
+def imported_modules(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
 
 
 def test_every_pipeline_of_the_catalog_is_compiled_and_nothing_else() -> None:
@@ -140,6 +147,20 @@ class TestCompiledFile:
             code = f"import {module} as m; assert m.__file__.startswith({str(tmp_path / name)!r})"
             code = f"import sys; sys.path.insert(0, {str(tmp_path / name)!r}); {code}"
             subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, check=True)
+
+    def test_each_pod_installs_what_its_code_imports(self, path: Path) -> None:
+        """On a laptop everything is installed, so nothing else would notice."""
+        brought_along = {"jsonschema": {"referencing"}}
+        for name, container in executors(path).items():
+            installed = set(re.findall(r"'([a-z-]+)==", container["command"][2]))
+            available = installed.union(*(brought_along.get(package, set()) for package in installed))
+            imported = {
+                module.split(".")[0]
+                for source in embedded(container).values()
+                for node in ast.walk(ast.parse(source))
+                for module in imported_modules(node)
+            }
+            assert imported - sys.stdlib_module_names - {"clients"} <= available, name
 
     def test_every_parameter_is_described(self, path: Path) -> None:
         found = spec(path)
