@@ -6,6 +6,7 @@ The same command again goes on where the last one stopped: finished rows are not
 
 import argparse
 import contextlib
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ _EXAMPLES = """examples:
   python -m pipelines.run --prompts prompts.jsonl --url http://localhost:8000/v1 --max-tokens 1024
   python -m pipelines.run --prompts prompts.jsonl --gguf model.gguf --output results/trial
 """
+
+
+#: A disk with less space than this is taken for full.
+_FULL_DISK_BYTES = 4 << 20
 
 
 class _RunFailedError(LLMInferenceError):
@@ -159,8 +164,16 @@ def _follow(
             view.tick()
         if local.succeeded():
             return None
-    cause = view.failure or "the pipeline ended without naming a cause"
+        cause = view.failure or _unnamed_cause(place)
     return _RunFailedError(f"{cause} (log: {place.run_log})", view.exit_code or 1)
+
+
+def _unnamed_cause(place: "Workplace") -> str:
+    """Why a run may have ended without a word: on a full disk not even its log takes one."""
+    free = shutil.disk_usage(place.output).free
+    if free < _FULL_DISK_BYTES:
+        return f"the disk of {place.output} is full ({free >> 10} KiB left). Free some space and run it again"
+    return "the pipeline ended without naming a cause"
 
 
 def _parser() -> argparse.ArgumentParser:
