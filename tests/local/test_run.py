@@ -48,9 +48,20 @@ def write_prompts(path: Path, rows: list[dict[str, object] | str]) -> Path:
 
 
 def processes_below(folder: Path) -> list[str]:
-    """Command lines of processes that name a folder; every task of a local run does."""
-    found = subprocess.run(["ps", "-eww", "-o", "pid=,args="], capture_output=True, text=True, check=True)  # noqa: S607
-    return [line for line in found.stdout.splitlines() if str(folder) in line and "ps -eww" not in line]
+    """Process id and command line of each process that names a folder; every task of a local run does."""
+    if Path("/proc/self").exists():  # slim images have no ps
+        lines = [f"{path.parent.name} {_command_line(path)}" for path in Path("/proc").glob("[0-9]*/cmdline")]
+    else:
+        command = ["ps", "-eww", "-o", "pid=,args="]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if str(folder) in line]
+
+
+def _command_line(path: Path) -> str:
+    try:
+        return path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""  # it ended meanwhile
 
 
 def wait_until(fact: object, timeout_s: float = 20.0) -> bool:
