@@ -122,11 +122,10 @@ class RunView:
 
     def _see_checked(self, event: Mapping[str, Any]) -> None:
         malformed = f", {fmt.count(event['invalid'])} malformed" if event["invalid"] else ""
-        self.note(f"{fmt.count(event['rows'])} rows checked{malformed}")
+        self.note(f"{fmt.counted(event['rows'], 'row')} checked{malformed}")
         if event["repeated_ids"]:
-            self.note(
-                f"  {fmt.count(event['repeated_ids'])} rows share their id with an earlier row; `row` tells them apart"
-            )
+            repeated = fmt.counted(event["repeated_ids"], "row")
+            self.note(f"  {repeated} with the id of an earlier row; `row` tells them apart")
 
     def _numbers(self, now: float) -> dict[str, Any]:
         shards = list(self._shards.values())
@@ -181,10 +180,10 @@ class RunView:
 def print_summary(summary: Summary, folder: Path, console: Console | None = None) -> None:
     """Print how the run went, where its files are, and what to type next."""
     console = console or Console(highlight=False)
-    facts = [f"{fmt.count(summary['rows'])} rows", fmt.duration(summary["duration_s"])]
+    facts = [fmt.counted(summary["rows"], "row"), fmt.duration(summary["duration_s"])]
     if summary["rows_per_s"]:
         facts.append(fmt.rate(summary["rows_per_s"], "rows"))
-    facts.append(f"{fmt.count(summary['completion_tokens'])} output tokens")
+    facts.append(fmt.counted(summary["completion_tokens"], "output token"))
     if summary["output_tokens_per_s"]:
         facts.append(fmt.rate(summary["output_tokens_per_s"], "tokens"))
     console.print()

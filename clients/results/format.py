@@ -13,6 +13,11 @@ def count(number: float | None) -> str:
     return NOTHING if number is None else f"{number:,.0f}"
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things: `1 row`, `12,345 rows`."""
+    return f"{count(number)} {thing}{'' if number == 1 else 's'}"
+
+
 def significant(number: float) -> str:
     """At least three significant digits and no decimals from 100 on: `0.123`, `1.23`, `12.3`, `1,234`; `0` for zero."""
     if not number:

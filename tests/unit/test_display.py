@@ -146,7 +146,7 @@ def test_without_a_terminal_nothing_moves_and_nothing_is_coloured() -> None:
         "Starting the pipeline",
         "Model x at y",
         "1,200 rows checked, 2 malformed",
-        "  3 rows share their id with an earlier row; `row` tells them apart",
+        "  3 rows with the id of an earlier row; `row` tells them apart",
     ]
 
 

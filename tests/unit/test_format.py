@@ -93,3 +93,8 @@ def test_a_moment_is_shown_to_the_second() -> None:
 def test_no_text_of_a_time_is_in_scientific_notation(value_s: float) -> None:
     assert "e" not in fmt.seconds(value_s)
     assert "e" not in fmt.duration(value_s)
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 rows"), (1, "1 row"), (12345, "12,345 rows")])
+def test_things_are_counted_as_people_say_it(number: int, text: str) -> None:
+    assert fmt.counted(number, "row") == text
