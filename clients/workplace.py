@@ -44,12 +44,13 @@ class Workplace:
         state = output / "state"
         try:
             (output / "logs").mkdir(parents=True, exist_ok=True)
-            number = max((int(path.name) for path in _numbered(state)), default=0)
-            current = state / f"{max(1, number + fresh):04d}"
-            current.mkdir(parents=True, exist_ok=True)
+            state.mkdir(exist_ok=True)
+            # A ledger that --fresh began counts from its first answer on: a run that came to nothing replaces nothing.
+            begun = [int(path.name) for path in _numbered(state) if any(path.rglob("*.parquet"))]
         except OSError as error:
             raise _not_writable(output, error) from error
-        place = cls(output, current, 0)
+        number = max(begun, default=0) + fresh
+        place = cls(output, state / f"{max(1, number):04d}", 0)
         return dataclasses.replace(place, summary_before=place._summary_written())
 
     @property

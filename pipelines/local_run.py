@@ -48,14 +48,19 @@ class LocalRun:
         (root / "arguments.json").write_text(json.dumps(self._arguments), encoding="utf-8")
         log = self._stack.enter_context(self._log.open("wb"))
         command = [sys.executable, "-m", "pipelines.local_runner"]
-        package_root = str(Path(__file__).resolve().parent.parent)
+        paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
             [*command, str(self._pipeline), str(root / "arguments.json"), str(root / "artifacts")],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=root,
-            env={**os.environ, "TMPDIR": str(root), "PYTHONPATH": package_root, "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                "TMPDIR": str(root),
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "PYTHONUNBUFFERED": "1",
+            },
             start_new_session=True,
         )
         return self

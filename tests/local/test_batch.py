@@ -590,3 +590,16 @@ def test_an_input_that_is_cut_short_while_it_runs_is_noticed_and_nothing_is_lost
     assert done.returncode == 0
     assert len(server.requests) == 4
     assert results(tmp_path / "out")["outcome"].tolist() == ["ok"] * 3
+
+
+@pytest.mark.parametrize("flags", [("--server-wait", "0"), ("--server-wait", "0", "--model", "nonsense")])
+def test_a_fresh_run_that_comes_to_nothing_costs_no_answer(
+    server: OpenAIServer, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    write(tmp_path / "p.jsonl", [{"prompt": f"row {i}"} for i in range(4)])
+    arguments = ("--prompts", "p.jsonl", "--output", "out")
+    assert run(tmp_path, *arguments, "--url", server.url).returncode == 0
+    elsewhere = server.url if "--model" in flags else f"http://127.0.0.1:{free_port()}"
+    assert run(tmp_path, *arguments, "--url", elsewhere, "--fresh", *flags).returncode == 1
+    assert run(tmp_path, *arguments, "--url", server.url).returncode == 0
+    assert len(server.requests) == 4
