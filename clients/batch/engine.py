@@ -29,6 +29,9 @@ _UNREACHABLE_PAUSE_S = 1.0
 #: such path): another attempt is useless, but a later run may fare better, so the row is `failed`, not `rejected`.
 _NOT_THE_ROW = ("http_402", "http_403", "http_404", "http_405", "http_407")
 
+#: Failures of requests that were under way when the server went; they do not say that it is back.
+_NO_SIGN_OF_LIFE = ("connection", "timeout")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineSettings:
@@ -120,7 +123,8 @@ class Engine:
             self._wait_for_server(error)
             backlog.again(work, 0)
             return
-        self._unreachable_since = None
+        if error.code not in _NO_SIGN_OF_LIFE:
+            self._unreachable_since = None
         if error.code == "http_401" or (error.code == "http_403" and not self._answered):
             raise EndpointError(
                 f"{self._chat.base_url} refuses the key ({error.code.removeprefix('http_')}: {error}). "
