@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import enum
+import json
 from typing import Any
 
 
@@ -32,13 +33,20 @@ class ChatRequest:
         row: 0-based position among the input's rows (blank lines are not rows).
         id: The row's `custom_id` (or `id`), else `row-<row>`.
         request_hash: 32 hex digits over the canonical body; equal exactly when the request, model included, is equal.
-        body: The JSON body of the chat completion request, complete with model and job defaults.
+        payload: The chat completion request as JSON in UTF-8, complete with model and job defaults, keys in the
+            row's own order: the order of a schema's properties is the order in which a model writes them.
     """
 
     row: int
     id: str
     request_hash: str
-    body: dict[str, Any]
+    payload: bytes
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The request as an object, decoded anew at every call."""
+        found: dict[str, Any] = json.loads(self.payload)
+        return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -56,8 +56,14 @@ def _judge(
         return Outcome.FILTERED, "filtered", str(refusal or "the server's content filter ended the answer")[:500]
     if not answered and not has_tools:
         return Outcome.EMPTY, "empty", "the answer has neither text nor tool calls"
-    problem = None if has_tools else schema_problem(request.body.get("response_format"), content or "")
+    problem = None if has_tools else _schema_problem(request, content or "")
     return (Outcome.SCHEMA_INVALID, "schema", problem) if problem else (Outcome.OK, None, None)
+
+
+def _schema_problem(request: ChatRequest, content: str) -> str | None:
+    if b'"response_format"' not in request.payload:  # decoding every request again would cost more than its answer
+        return None
+    return schema_problem(request.body.get("response_format"), content)
 
 
 def _text(content: Any) -> str | None:

@@ -83,7 +83,7 @@ class ChatClient:
         if self._session is not None:
             await self._session.close()
 
-    async def complete(self, body: dict[str, Any]) -> Any:
+    async def complete(self, payload: bytes) -> Any:
         """Send one request and return the answer's JSON.
 
         Raises:
@@ -96,7 +96,7 @@ class ChatClient:
         if self._session is None:
             raise RuntimeError("ChatClient is used outside its context")
         try:
-            async with self._session.post(self._url, data=orjson.dumps(body), allow_redirects=False) as response:
+            async with self._session.post(self._url, data=payload, allow_redirects=False) as response:
                 data = await _read(response)
         except TimeoutError as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):

@@ -106,7 +106,7 @@ class Engine:
         started_at, start = dt.datetime.now(dt.UTC), time.monotonic()
         try:
             try:
-                fields = read_answer(work.request, await self._chat.complete(work.request.body))
+                fields = read_answer(work.request, await self._chat.complete(work.request.payload))
             finally:
                 self._limiter.release()
         except ChatError as error:

@@ -86,7 +86,7 @@ def parse_row(line: Line, defaults: JobDefaults) -> Row:
         row_id = _quiet_id(fields)
         bad = InvalidRow(line.row, row_id or fallback_id, error.code, message)
         return Row(bad, _carried(fields, row_id), row_id is not None)
-    request = ChatRequest(line.row, row_id or fallback_id, request_hash(body), body)
+    request = ChatRequest(line.row, row_id or fallback_id, request_hash(body), orjson.dumps(body))
     return Row(request, _carried(fields, row_id), row_id is not None)
 
 

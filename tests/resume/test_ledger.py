@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,7 +29,7 @@ ENDS = st.sampled_from([Outcome.OK, Outcome.OK, Outcome.TRUNCATED, Outcome.REJEC
 
 def request(row: int, prompt: str) -> ChatRequest:
     body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
-    return ChatRequest(row=row, id=f"row-{row}", request_hash=request_hash(body), body=body)
+    return ChatRequest(row=row, id=f"row-{row}", request_hash=request_hash(body), payload=orjson.dumps(body))
 
 
 def answer(asked: ChatRequest, content: str, outcome: Outcome = Outcome.OK) -> ChatResult:
@@ -163,7 +164,7 @@ def test_a_hundred_thousand_equal_requests_are_claimed_in_linear_time(tmp_path: 
             ledger.commit([ChatResult(row=row, id="x", request_hash=hashed, outcome=Outcome.OK) for row in numbers])
     start_s = time.monotonic()
     with opened(home, rows=rows, first_row=50_000) as ledger:
-        claims = [ledger.claim(ChatRequest(row, "x", hashed, {})) for row in range(50_000, 150_000)]
+        claims = [ledger.claim(ChatRequest(row, "x", hashed, b"{}")) for row in range(50_000, 150_000)]
         assert claims.count(Outcome.OK) == rows
         assert ledger.unanswered() == 0
     assert time.monotonic() - start_s < 10

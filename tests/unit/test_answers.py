@@ -23,7 +23,7 @@ PERSON = {
 def asking(schema: Any = None, **body: Any) -> ChatRequest:
     if schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    return ChatRequest(0, "row-0", "0" * 32, {"model": "m", "messages": [], **body})
+    return ChatRequest(0, "row-0", "0" * 32, json.dumps({"model": "m", "messages": [], **body}).encode())
 
 
 def completion(finish: Any = "stop", usage: Any = None, **message: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from clients.records import ChatRequest
 
 
 def requests(count: int) -> list[ChatRequest]:
-    return [ChatRequest(row, f"row-{row}", f"{row:032x}", {}) for row in range(count)]
+    return [ChatRequest(row, f"row-{row}", f"{row:032x}", b"{}") for row in range(count)]
 
 
 async def taken(backlog: Backlog) -> Work:

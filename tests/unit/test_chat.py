@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import email.utils
 import gzip
+import json
 import socket
 import ssl
 import subprocess
@@ -45,7 +46,7 @@ async def against(answer: Answer, *, tls: Any = None, timeouts: Timeouts | None 
     url = f"{scheme}://127.0.0.1:{runner.addresses[0][1]}/v1"
     try:
         async with ChatClient(url, api_key=KEY, timeouts=timeouts) as client:
-            return await client.complete(BODY)
+            return await client.complete(json.dumps(BODY).encode())
     finally:
         await runner.cleanup()
 
@@ -81,7 +82,7 @@ async def raw(reply: bytes) -> Exception | Any:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server, ChatClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1") as client:
         try:
-            return await client.complete(BODY)
+            return await client.complete(json.dumps(BODY).encode())
         except LLMInferenceError as error:
             return error
 
@@ -237,13 +238,13 @@ async def test_a_refused_connection_costs_no_attempt() -> None:
         port = probe.getsockname()[1]
     async with ChatClient(f"http://127.0.0.1:{port}/v1") as client:
         with pytest.raises(UnreachableError, match="cannot connect: Conn"):
-            await client.complete(BODY)
+            await client.complete(json.dumps(BODY).encode())
 
 
 async def test_a_host_without_an_address_costs_no_attempt() -> None:
     async with ChatClient("http://no-such-host.invalid/v1") as client:
         with pytest.raises(UnreachableError, match="cannot connect"):
-            await client.complete(BODY)
+            await client.complete(json.dumps(BODY).encode())
 
 
 async def test_a_connection_that_is_never_accepted_costs_no_attempt() -> None:
@@ -257,7 +258,7 @@ async def test_a_connection_that_is_never_accepted_costs_no_attempt() -> None:
             filler.connect_ex(address)
         async with ChatClient(f"http://127.0.0.1:{address[1]}/v1", timeouts=Timeouts(connect=0.2)) as client:
             with pytest.raises(UnreachableError, match=r"no connection within 0.2 s"):
-                await client.complete(BODY)
+                await client.complete(json.dumps(BODY).encode())
         for filler in fillers:
             filler.close()
 
@@ -306,7 +307,7 @@ async def test_an_idle_connection_that_was_closed_meanwhile_is_not_used_again() 
     body = {**BODY, "messages": [{"role": "user", "content": "[[fault:idle_close]] a"}]}
     async with OpenAIServer() as server, ChatClient(server.url) as client:
         for _ in range(3):
-            await client.complete(body)
+            await client.complete(json.dumps(body).encode())
             await asyncio.sleep(0.05)
         assert len(server.requests) == 3
 
@@ -314,13 +315,13 @@ async def test_an_idle_connection_that_was_closed_meanwhile_is_not_used_again() 
 async def test_a_connection_that_dies_as_it_is_used_again_costs_an_attempt() -> None:
     body = {**BODY, "messages": [{"role": "user", "content": "[[fault:reuse_resetx1]] a"}]}
     async with OpenAIServer() as server, ChatClient(server.url) as client:
-        await client.complete(body)
+        await client.complete(json.dumps(body).encode())
         with pytest.raises(TransientError) as caught:
-            await client.complete(body)
+            await client.complete(json.dumps(body).encode())
         assert caught.value.code == "connection"
         assert not isinstance(caught.value, UnreachableError)
 
 
 async def test_a_client_outside_its_context_is_a_mistake_in_the_code() -> None:
     with pytest.raises(RuntimeError):
-        await ChatClient("http://127.0.0.1:9/v1").complete(BODY)
+        await ChatClient("http://127.0.0.1:9/v1").complete(json.dumps(BODY).encode())

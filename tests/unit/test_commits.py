@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import itertools
 import logging
 import resource
@@ -40,7 +41,7 @@ def full_disk() -> Iterator[None]:
 
 def request(row: int, text: str = "") -> ChatRequest:
     body = {"model": MODEL, "messages": [{"role": "user", "content": text or f"row {row}"}]}
-    return ChatRequest(row, f"row-{row}", f"{row:032x}", body)
+    return ChatRequest(row, f"row-{row}", f"{row:032x}", json.dumps(body).encode())
 
 
 def result(row: int) -> ChatResult:
