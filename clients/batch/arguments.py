@@ -51,17 +51,15 @@ def request_defaults(options: argparse.Namespace) -> dict[str, Any]:
     return fields | {key: value for key, value in own.items() if value is not None}
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, *, concurrency: int | None = 64) -> argparse._ArgumentGroup:
-    """Add the flags for how a run goes.
-
-    Args:
-        parser: Where to.
-        concurrency: The default of --concurrency; None when the command chooses it.
-    """
+def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the flags for how a run goes."""
     how = parser.add_argument_group("how it runs")
-    chosen = "%(default)s" if concurrency else "64; embedded server: as many as it works on"
     how.add_argument(
-        "--concurrency", metavar="N", type=int, default=concurrency, help=f"requests in flight (default: {chosen})"
+        "--concurrency",
+        metavar="N",
+        type=int,
+        default=0,
+        help="most requests in flight (default: found out while it runs)",
     )
     how.add_argument(
         "--server-wait",
@@ -89,8 +87,8 @@ def check_run_arguments(options: argparse.Namespace) -> None:
     Raises:
         SettingsError: a number out of its range.
     """
-    for flag, value, least in (("--concurrency", options.concurrency, 1), ("--server-wait", options.server_wait, 0)):
-        if value is not None and value < least:
+    for flag, value, least in (("--concurrency", options.concurrency, 0), ("--server-wait", options.server_wait, 0)):
+        if value and value < least:
             raise SettingsError(f"{flag} must be at least {least}, found {value}")
     if not 0 <= options.max_error_rate <= 1:
         raise SettingsError(f"--max-error-rate must be between 0 and 1, found {options.max_error_rate:g}")

@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import datetime as dt
 import heapq
 from collections.abc import Iterator
+from typing import Any
 
 from clients.records import ChatRequest
 
@@ -14,10 +16,26 @@ class Work:
 
     Attributes:
         attempts: Attempts the server may have worked on.
+        refusals: Times a server had no room for it (429, 503).
+        free_failures: Times it failed because its server was going down.
+        flights: Requests for it that are under way, oldest first.
+        payload: What is sent instead of the request as it came; None for that.
+        had_second_chance: Whether an answer that was not `ok` was asked for once more.
+        kept: That answer, with its start, its latency and its endpoint, in case the second one comes to nothing.
+        is_queued: Whether it waits for another attempt.
+        done: Whether it has its outcome.
     """
 
     request: ChatRequest
     attempts: int = 0
+    refusals: int = 0
+    free_failures: int = 0
+    flights: list[Any] = dataclasses.field(default_factory=list)
+    payload: bytes | None = None
+    had_second_chance: bool = False
+    kept: tuple[dict[str, Any], dt.datetime, float, str] | None = None
+    is_queued: bool = False
+    done: bool = False
 
 
 class Backlog:
@@ -29,6 +47,9 @@ class Backlog:
     Args:
         requests: The rows. None among them lets the event loop look after its other tasks.
         max_waiting: Waiting rows from which on no new ones are read.
+
+    Attributes:
+        is_exhausted: Whether every row has been handed out at least once.
     """
 
     def __init__(self, requests: Iterator[ChatRequest | None], *, max_waiting: int = 1024) -> None:
@@ -36,7 +57,7 @@ class Backlog:
         self._max_waiting = max_waiting
         self._retries: list[tuple[float, int, Work]] = []
         self._open = 0
-        self._exhausted = False
+        self.is_exhausted = False
         self._changed = asyncio.Event()
 
     async def take(self) -> Work | None:
@@ -45,7 +66,7 @@ class Backlog:
             if (work := self._due_retry()) is not None:
                 self._open += 1
                 return work
-            if not self._exhausted and len(self._retries) < self._max_waiting:
+            if not self.is_exhausted and len(self._retries) < self._max_waiting:
                 if (request := self._read()) is not None:
                     self._open += 1
                     return Work(request)
@@ -63,6 +84,7 @@ class Backlog:
 
     def again(self, work: Work, delay_s: float) -> None:
         """Give a row back, to be handed out again after `delay_s` seconds."""
+        work.is_queued = True
         heapq.heappush(self._retries, (asyncio.get_running_loop().time() + delay_s, work.request.row, work))
         self.finished()
 
@@ -70,6 +92,13 @@ class Backlog:
         """Say that a row that was handed out has ended, or was given back."""
         self._open -= 1
         self._changed.set()
+
+    def drop(self) -> list[Work]:
+        """Take out every row that waits for another attempt."""
+        dropped = [work for _, _, work in self._retries]
+        self._retries.clear()
+        self._open += len(dropped)
+        return dropped
 
     @property
     def in_flight(self) -> int:
@@ -83,12 +112,14 @@ class Backlog:
 
     def _due_retry(self) -> Work | None:
         if self._retries and self._retries[0][0] <= asyncio.get_running_loop().time():
-            return heapq.heappop(self._retries)[2]
+            work = heapq.heappop(self._retries)[2]
+            work.is_queued = False
+            return work
         return None
 
     def _read(self) -> ChatRequest | None:
         try:
             return next(self._requests)
         except StopIteration:
-            self._exhausted = True
+            self.is_exhausted = True
             return None

@@ -1,17 +1,17 @@
-"""The one place that talks HTTP to the model server while a batch runs: aiohttp, one session, split timeouts."""
+"""What a chat completion request is on the wire, and what each reply and each failure of one means."""
 
-import asyncio
 import dataclasses
 import email.utils
 import math
+import ssl
 import time
+import urllib.parse
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import aiohttp
 import orjson
 
+from clients.batch.connection import Connection, Reply, connect
 from clients.batch.retry import is_retryable_status
 from clients.errors import (
     EndpointError,
@@ -19,20 +19,15 @@ from clients.errors import (
     OverloadedError,
     RejectedError,
     TransientError,
-    UnreachableError,
 )
 from clients.models import CERTIFICATE_MEND, authorization
-
-#: vLLM closes an idle connection after 5 s; one closed just as it is used again would cost an attempt.
-_KEEPALIVE_S = 4.0
-
-#: A larger body is a broken server, not an answer, and must not end the run for want of memory.
-_MAX_BODY_BYTES = 64 << 20
 
 #: A server may ask for patience, but not for a day of it.
 _MAX_RETRY_AFTER_S = 600.0
 
 _MAX_MESSAGE = 500
+
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,111 +35,100 @@ class Timeouts:
     """Seconds after which a request is given up.
 
     Attributes:
-        connect: For the TCP connection.
+        connect: For TCP and TLS.
+        first_byte: Until the first byte of the answer, which comes only when the answer is complete.
+        idle: Between two parts of an answer that has begun.
         total: For the whole answer. An answer of a thinking model may take twenty minutes.
     """
 
     connect: float = 10.0
+    first_byte: float = 1800.0
+    idle: float = 60.0
     total: float = 1800.0
 
 
-class ChatClient:
-    """Sends chat completion requests to one endpoint. An async context manager.
+class ChatEndpoint:
+    """One base URL: how requests to it are written and its replies are read.
 
     Args:
-        base_url: The endpoint, such as `http://host:8000/v1`.
+        base_url: Such as `http://host:8000/v1`.
         api_key: Sent as a bearer token; None sends none.
         timeouts: See Timeouts.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeouts: Timeouts | None = None) -> None:
         self.base_url = base_url
+        self.timeouts = timeouts or Timeouts()
         self._url = f"{base_url}/chat/completions"
-        self._timeouts = timeouts or Timeouts()
         self._api_key = (api_key or "").strip()
-        self._headers = {
-            "Content-Type": "application/json",
+        parts = urllib.parse.urlsplit(base_url)
+        self.host = parts.hostname or ""
+        self.port = parts.port or _PORTS.get(parts.scheme, 80)
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.root = parts.path.removesuffix("/v1").rstrip("/")
+        headers = {
+            "Host": parts.netloc.rpartition("@")[2],
             "Accept": "application/json",
+            "User-Agent": "kubeflow-llm-inference",
             **authorization(api_key),
         }
-        self._session: aiohttp.ClientSession | None = None
+        self._head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._post = (
+            f"POST {urllib.parse.urlsplit(self._url).path} HTTP/1.1\r\n{self._head}"
+            "Content-Type: application/json\r\nContent-Length: "
+        ).encode("latin-1", "replace")
 
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
-            timeout=aiohttp.ClientTimeout(total=self._timeouts.total, sock_connect=self._timeouts.connect),
-            headers=self._headers,
-        )
-        return self
+    def request(self, payload: bytes) -> bytes:
+        """The bytes of a chat completion request."""
+        return b"%b%d\r\n\r\n%b" % (self._post, len(payload), payload)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
+    def get(self, path: str) -> bytes:
+        """The bytes of a GET beside the API, such as `/metrics`."""
+        return f"GET {self.root}{path} HTTP/1.1\r\n{self._head}\r\n".encode("latin-1", "replace")
 
-    async def complete(self, payload: bytes) -> Any:
-        """Send one request and return the answer's JSON.
+    async def connect(self, address: str) -> Connection:
+        """Open a connection to one of the endpoint's addresses.
+
+        Raises:
+            UnreachableError: no connection could be made.
+            EndpointError: TLS fails in a way that no further try heals.
+        """
+        try:
+            return await connect(
+                address, self.port, tls=self.tls, server_name=self.host, timeout_s=self.timeouts.connect
+            )
+        except ssl.SSLCertVerificationError as error:
+            raise EndpointError(f"{self.base_url}: TLS fails: {_one_line(str(error))}. {CERTIFICATE_MEND}") from error
+
+    def answer(self, reply: Reply) -> Any:
+        """The JSON of a chat completion.
 
         Raises:
             RejectedError: the request can never work.
             OverloadedError: the server asks for less.
-            UnreachableError: no connection could be made.
             TransientError: anything else that another attempt may heal.
-            EndpointError: no request can work, whatever is in it: it redirects, or TLS fails.
+            EndpointError: the endpoint redirects.
         """
-        if self._session is None:
-            raise RuntimeError("ChatClient is used outside its context")
+        if reply.status != 200:
+            raise self._status_error(reply)
         try:
-            async with self._session.post(self._url, data=payload, allow_redirects=False) as response:
-                data = await _read(response)
-        except TimeoutError as error:
-            if isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise UnreachableError(
-                    "connect_timeout", f"no connection within {self._timeouts.connect:g} s"
-                ) from error
-            raise TransientError("timeout", f"no complete answer within {self._timeouts.total:g} s") from error
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise EndpointError(f"{self.base_url}: TLS fails: {_one_line(str(error))}. {CERTIFICATE_MEND}") from error
-        except aiohttp.ClientConnectorError as error:
-            raise UnreachableError("unreachable", f"cannot connect: {error.os_error.strerror or error}") from error
-        except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
-            reason = _one_line(str(error)) or type(error).__name__
-            raise TransientError("connection", f"the connection broke: {reason}") from error
-        return self._decode(response, data)
-
-    def _decode(self, response: aiohttp.ClientResponse, data: bytes) -> Any:
-        if response.status != 200:
-            raise self._status_error(response, data)
-        try:
-            return orjson.loads(data)
+            return orjson.loads(reply.body)
         except orjson.JSONDecodeError as error:
             raise TransientError("bad_json", f"the answer is not JSON: {error.msg}") from error
 
-    def _status_error(self, response: aiohttp.ClientResponse, data: bytes) -> LLMInferenceError:
-        if 300 <= response.status < 400:
-            target = _one_line(response.headers.get("Location", "nowhere"))
+    def _status_error(self, reply: Reply) -> LLMInferenceError:
+        if 300 <= reply.status < 400:
+            target = _one_line(reply.headers.get("location", "nowhere"))
             return EndpointError(
-                f"{self._url} redirects to {target} (HTTP {response.status}). Give the address that answers itself."
+                f"{self._url} redirects to {target} (HTTP {reply.status}). Give the address that answers itself."
             )
-        text = _one_line(_server_message(data)) or _one_line(response.reason or "") or "no reason given"
+        text = _one_line(_server_message(reply.body)) or _one_line(reply.reason) or "no reason given"
         if self._api_key:  # some servers repeat the key they refuse
             text = text.replace(self._api_key, "***")
-        code, message = f"http_{response.status}", text[:_MAX_MESSAGE]
-        if response.status in (429, 503):
-            return OverloadedError(code, message, _retry_after_s(response.headers))
-        return (TransientError if is_retryable_status(response.status) else RejectedError)(code, message)
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The body, decompressed, unless it grows beyond all measure."""
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        size += len(part)
-        if size > _MAX_BODY_BYTES:
-            raise TransientError("too_large", f"the answer is larger than {_MAX_BODY_BYTES >> 20} MiB")
-        parts.append(part)
-    return b"".join(parts)
+        code, message = f"http_{reply.status}", text[:_MAX_MESSAGE]
+        if reply.status in (429, 503):
+            return OverloadedError(code, message, _retry_after_s(reply.headers))
+        return (TransientError if is_retryable_status(reply.status) else RejectedError)(code, message)
 
 
 def _server_message(data: bytes) -> str:
@@ -167,14 +151,14 @@ def _one_line(text: str) -> str:
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds of a Retry-After header, a number or a date by the server's own clock; None if it says nothing usable."""
-    value = headers.get("Retry-After", "")
+    value = headers.get("retry-after", "")
     try:
         seconds = float(value)
     except ValueError:
         until = _timestamp(value)
         if until is None:
             return None
-        seconds = until - (_timestamp(headers.get("Date", "")) or time.time())
+        seconds = until - (_timestamp(headers.get("date", "")) or time.time())
     return min(max(0.0, seconds), _MAX_RETRY_AFTER_S) if math.isfinite(seconds) else None
 
 

@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, *, shard: int, rows: int) -> None:
         self.shard, self.rows = shard, rows
         self.outcomes: Counter[str] = Counter()
+        self.session_outcomes: Counter[str] = Counter()  # of rows that were sent now
         self.reused = self.retries = self.output_tokens = 0
         self._started = time.monotonic()
         self._last_emit = -_INTERVAL_S
@@ -36,13 +37,14 @@ class Progress:
     def finish(self, result: ChatResult) -> None:
         """Count a row that was answered, refused or given up now."""
         self.outcomes[result.outcome] += 1
+        self.session_outcomes[result.outcome] += 1
         self.output_tokens += result.completion_tokens or 0
 
     def malformed(self) -> None:
         """Count a row that cannot be sent."""
         self.outcomes[Outcome.INVALID] += 1
 
-    def report(self, *, in_flight: int, waiting: int, force: bool = False) -> None:
+    def report(self, *, in_flight: int, waiting: int, limit: int = 0, force: bool = False) -> None:
         """Emit a `shard.progress` event if one is due."""
         now = time.monotonic()
         interval = _EARLY_INTERVAL_S if now - self._started < _EARLY_S else _INTERVAL_S
@@ -61,6 +63,7 @@ class Progress:
             output_tokens=self.output_tokens,
             retries=self.retries,
             in_flight=in_flight,
+            limit=limit,
             waiting=waiting,
             elapsed_s=round(now - self._started, 1),
         )

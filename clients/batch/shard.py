@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import resource
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from clients.batch.chat import ChatClient, Timeouts
+from clients.batch.chat import ChatEndpoint, Timeouts
 from clients.batch.commits import Committer
+from clients.batch.controller import MOST
 from clients.batch.engine import Engine, EngineSettings
 from clients.batch.ledger import Ledger, State
-from clients.batch.limiter import Limiter
+from clients.batch.options import RunOptions
+from clients.batch.pool import Pool
 from clients.batch.progress import Progress
 from clients.errors import LLMInferenceError, PromptsError
 from clients.prompts.columns import CarriedColumns
@@ -23,6 +27,22 @@ from clients.storage import Folder
 
 #: While its block lasts, it calls the function it is given when the run has to stop; at the end it says so.
 Stopping = Callable[[Callable[[], object]], contextlib.AbstractContextManager[None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRun:
+    """What became of a shard.
+
+    Attributes:
+        progress: Its counts.
+        stop_reason: Why it ended before its last row, or None.
+        verdict: See `Verdict.result`.
+    """
+
+    progress: Progress
+    stop_reason: str | None
+    verdict: dict[str, Any]
+
 
 #: Rows that are read and found answered, at some 40 us each, before the loop looks after anything else.
 _ROWS_AT_A_TIME = 200
@@ -44,17 +64,15 @@ def run_shard(
     ledger: Ledger,
     *,
     api_key: str | None,
-    settings: EngineSettings,
     timeouts: Timeouts,
     stopping: Stopping,
-) -> Progress:
+) -> ShardRun:
     """Bring every row of the shard that has no committed answer to an outcome.
 
     Args:
         shard: The shard.
         ledger: Its ledger.
         api_key: See ChatClient.
-        settings: See EngineSettings.
         timeouts: See Timeouts.
         stopping: When it calls what it is given, requests in flight are dropped and finished rows committed.
 
@@ -62,20 +80,33 @@ def run_shard(
         EndpointError, StorageError: as in `Engine.run`.
     """
     progress = Progress(shard=shard.shard, rows=shard.rows)
+    options = RunOptions.from_json(shard.options)
+    settings = EngineSettings(policies=options.policies(), budgets=options.budgets(), keep_raw=options.raw_response)
+    endpoints = [ChatEndpoint(url, api_key=api_key, timeouts=timeouts) for url in shard.base_url.split()]
+    engines: list[Engine] = []
 
     async def run() -> None:
-        async with ChatClient(shard.base_url, api_key=api_key, timeouts=timeouts) as chat:
-            limiter = Limiter(shard.concurrency)
-            engine = Engine(
-                chat=chat, committer=Committer(ledger), limiter=limiter, progress=progress, settings=settings
-            )
-            await engine.run(_to_send(shard, ledger, progress))
+        pool = Pool(endpoints, cap=_cap(shard.concurrency), wait_s=shard.server_wait_s)
+        engine = Engine(pool=pool, committer=Committer(ledger), progress=progress, settings=settings)
+        engines.append(engine)
+        await engine.run(_to_send(shard, ledger, progress))
 
     try:
         _run(run, stopping)
     finally:
         progress.report(in_flight=0, waiting=0, force=True)
-    return progress
+    (engine,) = engines
+    return ShardRun(progress, engine.stop_reason, engine.verdict.result())
+
+
+def _cap(concurrency: int) -> int:
+    """The limit set by hand, and never more connections than this process may open."""
+    with contextlib.suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MOST if soft == resource.RLIM_INFINITY else max(16, soft - 128)
+    return min(concurrency or MOST, files)
 
 
 def write_part(shard: Shard, ledger: Ledger, path: Path) -> int:

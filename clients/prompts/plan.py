@@ -158,8 +158,10 @@ class Shard:
         rows: Rows in `part`.
         state: Folder or URI under which committed rows are kept; "" keeps them only as long as the pod lives.
         plan: Name of the plan the shard belongs to: the same input cut the same way has the same name.
-        concurrency: Requests in flight.
+        base_url: Of the endpoint; several are divided by blanks.
+        concurrency: Most requests in flight; 0 leaves it to the engine.
         server_wait_s: Seconds to wait for an endpoint that cannot be reached.
+        options: What `clients.batch.options.RunOptions` reads.
     """
 
     shard: int
@@ -174,6 +176,7 @@ class Shard:
     plan: str
     concurrency: int
     server_wait_s: float = 600.0
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -36,7 +36,7 @@ def plan_shards(
         system_prompt: See `JobDefaults`; so is `request_defaults`.
         request_defaults: Request fields of rows that have no such field.
         shards: How many; at most one a row.
-        concurrency: Requests in flight over all shards.
+        concurrency: Most requests in flight over all shards; 0 leaves it to the engine.
         state: Folder or URI of the run's ledger, or "".
         server_wait_s: Seconds a shard waits for an endpoint that cannot be reached.
     """
@@ -60,7 +60,7 @@ def plan_shards(
                 carried=checked.carried,
                 state=state,
                 plan=plan,
-                concurrency=max(1, concurrency // len(parts)),
+                concurrency=max(1, concurrency // len(parts)) if concurrency else 0,
                 server_wait_s=server_wait_s,
             ).to_json()
             for number, (part, rows) in enumerate(parts)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from clients.batch.chat import Timeouts
-from clients.batch.engine import EngineSettings
 from clients.batch.shard import open_ledger, write_part
 from clients.batch.shard import run_shard as run
 from clients.prompts.plan import Shard
@@ -32,8 +31,7 @@ def run_shard(*, spec: str, part_path: str) -> dict[str, Any]:
             with refusals("write", tempfile.gettempdir()):
                 scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="kllm-state-"))
             shard = dataclasses.replace(shard, state=scratch)
-        settings = EngineSettings(server_wait_s=shard.server_wait_s)
         with open_ledger(shard) as ledger:
-            progress = run(shard, ledger, api_key=api_key(), settings=settings, timeouts=Timeouts(), stopping=stopping)
+            done = run(shard, ledger, api_key=api_key(), timeouts=Timeouts(), stopping=stopping)
             write_part(shard, ledger, Path(part_path))
-    return {"shard": shard.shard, "rows": shard.rows, "reused": progress.reused, **progress.outcomes}
+    return {"shard": shard.shard, "rows": shard.rows, "reused": done.progress.reused, **done.progress.outcomes}

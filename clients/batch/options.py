@@ -1,0 +1,91 @@
+"""How a shard is run, as the one JSON object that travels from the command line or the pipeline to the shard's pod."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from clients.batch.budgets import Budgets
+from clients.batch.policies import Policies
+from clients.errors import SettingsError
+from clients.records import Outcome
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Choices of a run that are not about single requests. Each has the same name as its flag.
+
+    Attributes:
+        retry: Outcomes of an earlier run that are sent again; `failed` always is.
+        resample: See Policies; so are the two that follow.
+        raw_response: Keep every answer as the server sent it, too.
+        join_duplicates: Send identical requests once and give each row the answer.
+        max_error_rate: See Budgets; so are the two that follow.
+        lengths_from: Folder of an earlier run's ledger, or its results.parquet: what took long there goes first.
+    """
+
+    retry: frozenset[Outcome] = frozenset()
+    resample: frozenset[Outcome] = frozenset()
+    reasoning_max_tokens: int | None = None
+    thinking_token_budget: int | None = None
+    raw_response: bool = False
+    join_duplicates: bool = True
+    max_error_rate: float = 1.0
+    deadline: float | None = None
+    max_output_tokens: int | None = None
+    lengths_from: str = ""
+
+    def __post_init__(self) -> None:
+        self.policies()
+        self.budgets()
+
+    def policies(self) -> Policies:
+        """The part that judges answers."""
+        return Policies(
+            resample=self.resample,
+            reasoning_max_tokens=self.reasoning_max_tokens,
+            thinking_token_budget=self.thinking_token_budget,
+        )
+
+    def budgets(self) -> Budgets:
+        """The part that ends a run."""
+        return Budgets(
+            max_error_rate=self.max_error_rate, deadline=self.deadline, max_output_tokens=self.max_output_tokens
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON."""
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                found[field.name] = sorted(value) if isinstance(value, frozenset) else value
+        return found
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "RunOptions":
+        """Read back what `to_json` wrote, or what a person wrote in its form.
+
+        Raises:
+            SettingsError: an unknown name or outcome, or a value out of its range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise SettingsError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        read: dict[str, Any] = {
+            name: outcomes(value) if name in ("retry", "resample") else value for name, value in fields.items()
+        }
+        return cls(**read)
+
+
+def outcomes(value: Any) -> frozenset[Outcome]:
+    """Outcomes from a list, or from text that divides them by commas.
+
+    Raises:
+        SettingsError: a word that is no outcome.
+    """
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(value)
+    try:
+        return frozenset(Outcome(word) for word in words if word)
+    except ValueError as error:
+        allowed = ", ".join(outcome.value for outcome in Outcome)
+        raise SettingsError(f"{error}; outcomes are {allowed}") from error

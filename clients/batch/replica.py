@@ -1,0 +1,139 @@
+"""One process behind an endpoint: its connections, its limit, and whether it is up."""
+
+import asyncio
+import collections
+import dataclasses
+
+from clients.batch.chat import ChatEndpoint
+from clients.batch.connection import Connection
+from clients.batch.controller import ConcurrencyController
+from clients.batch.telemetry import Load
+
+#: vLLM closes an idle connection after 5 s; one that is closed just as it is used again would cost time.
+KEEPALIVE_S = 4.0
+
+#: So many connections that break within this many seconds, and no fewer than are left, are the replica's end; fewer
+#: are accidents of their requests.
+_BREAKS, _BREAKS_WITHIN_S = 3, 1.0
+
+#: So many different rows that fail one after another without any answer in between, for this many seconds.
+_FAILING_ROWS, _FAILING_S = 10, 3.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """Where a connection is made to: an endpoint and one of the addresses its name stands for."""
+
+    endpoint: ChatEndpoint
+    host: str
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.endpoint.port}"
+
+
+class Replica:
+    """What the pool knows about one replica.
+
+    Args:
+        address: Where it answers.
+        identity: What tells it from others at the same address; "" where there are no others.
+        controller: Its limit.
+        now: `loop.time()`.
+
+    Attributes:
+        in_flight: Requests sent to it and not answered yet.
+        is_up: Whether it takes requests.
+        on_trial: It is back from failing at everything; one request at a time until one is answered.
+        down_reason: Why it is not up.
+        is_retired: Its address is no longer among those of the endpoint.
+        last_answer: When it last answered a request; None before the first time.
+        load: The latest reading of its telemetry.
+    """
+
+    def __init__(self, address: Address, identity: str, controller: ConcurrencyController, now: float) -> None:
+        self.address, self.identity, self.controller = address, identity, controller
+        self.in_flight = 0
+        self.is_up, self.on_trial, self.is_retired = True, False, False
+        self.down_reason = ""
+        self.last_answer: float | None = None
+        self.load: Load | None = None
+        self._idle: list[Connection] = []
+        self._breaks: collections.deque[float] = collections.deque()
+        self._failed_rows: set[int] = set()
+        self._failing_since = now
+        self.changed = asyncio.Event()
+
+    @property
+    def endpoint(self) -> ChatEndpoint:
+        """The endpoint it belongs to."""
+        return self.address.endpoint
+
+    @property
+    def room(self) -> int:
+        """Requests that may be sent to it now."""
+        if not self.is_up or self.is_retired:
+            return 0
+        return (1 if self.on_trial else self.controller.limit) - self.in_flight
+
+    @property
+    def fullness(self) -> float:
+        """Share of its limit that is in use."""
+        return self.in_flight / self.controller.limit
+
+    def take_idle(self, now: float) -> Connection | None:
+        """The connection used last, if it has not been idle for so long that the server may close it."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open and now - connection.idle_since < KEEPALIVE_S:
+                return connection
+            connection.close()
+        return None
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection for the next request."""
+        if connection.is_open:
+            self._idle.append(connection)
+
+    def close_idle(self, now: float, *, older_than_s: float = KEEPALIVE_S) -> None:
+        """Close connections that nobody has needed for a while."""
+        stale = [connection for connection in self._idle if now - connection.idle_since >= older_than_s]
+        self._idle = [connection for connection in self._idle if now - connection.idle_since < older_than_s]
+        for connection in stale:
+            connection.close()
+
+    def answered(self, now: float) -> None:
+        """Note an answer."""
+        self.last_answer = now
+        self._failing_since = now
+        self._failed_rows.clear()
+        self.on_trial = False
+
+    def broke(self, now: float) -> bool:
+        """Note a broken connection; tells whether so many break at once that it is the replica's end."""
+        self._breaks.append(now)
+        while now - self._breaks[0] > _BREAKS_WITHIN_S:
+            self._breaks.popleft()
+        return self.broke_lately(now)
+
+    def broke_lately(self, now: float) -> bool:
+        """Tell the same without a new break."""
+        recent = sum(1 for at in self._breaks if now - at <= _BREAKS_WITHIN_S)
+        return recent >= max(_BREAKS, self.in_flight)
+
+    def failed(self, row: int, now: float) -> bool:
+        """Note a failure with an HTTP status; tells whether nothing but failures has come for too long."""
+        self._failed_rows.add(row)
+        return self.on_trial or (len(self._failed_rows) >= _FAILING_ROWS and now - self._failing_since > _FAILING_S)
+
+    def go_down(self, reason: str, *, on_trial: bool = False) -> None:
+        """Send nothing more until it shows that it is back."""
+        self.is_up, self.down_reason, self.on_trial = False, reason, on_trial
+        self._failed_rows.clear()
+        self.changed.set()
+
+    def come_up(self, now: float) -> None:
+        """Take requests again."""
+        self.is_up, self.down_reason = True, ""
+        self._failing_since = now
+        self._breaks.clear()
