@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, *, shard: int, rows: int) -> None:
         self.shard, self.rows = shard, rows
         self.outcomes: Counter[str] = Counter()
+        self.last_error = ""
         self.session_outcomes: Counter[str] = Counter()  # of rows that were sent now
         self.reused = self.retries = self.output_tokens = 0
         self._started = time.monotonic()

@@ -96,7 +96,7 @@ def run_shard(
     finally:
         progress.report(in_flight=0, waiting=0, force=True)
     (engine,) = engines
-    return ShardRun(progress, engine.stop_reason, engine.verdict.result())
+    return ShardRun(progress, engine.stop_reason, engine.verdict)
 
 
 def _cap(concurrency: int) -> int:

@@ -1,0 +1,45 @@
+"""Whether a failed request is its row's failure, or that of a server which is going down, overloaded or not up yet."""
+
+import asyncio
+
+from clients.batch.connection import ClosedIdleError
+from clients.batch.flights import Flight, Flights
+from clients.batch.pool import Pool
+from clients.batch.replica import Replica
+from clients.errors import ChatError, OverloadedError, RejectedError, UnreachableError
+
+#: Seconds within which the other connections of a replica that is going break, too.
+_OTHERS_BREAK_S = 0.05
+
+
+async def costs_an_attempt(flight: Flight, error: ChatError, pool: Pool, flights: Flights) -> bool:
+    """Judge a failure, and tell the pool what it says about the replica."""
+    replica, now = flight.replica, asyncio.get_running_loop().time()
+    if isinstance(error, UnreachableError | ClosedIdleError):
+        return False
+    if isinstance(error, RejectedError):
+        return True
+    if isinstance(error, OverloadedError):
+        pool.report(replica, replica.controller.refused(replica.in_flight, now))
+        if replica.last_answer is None and not flights.any_answered and error.retry_after_s is None:
+            pool.put_down(replica, f"it is not ready ({error.code.removeprefix('http_')})")
+            return False
+    else:
+        flights.any_broken = True
+    if error.code == "connection":
+        return not await _is_going(replica, pool)
+    if error.code.startswith("http_5") and replica.failed(flight.work.request.row, now):
+        pool.put_down(replica, f"it answers nothing but {error.code.removeprefix('http_')}", on_trial=True)
+        return False
+    return True
+
+
+async def _is_going(replica: Replica, pool: Pool) -> bool:
+    """Whether a broken connection is one of many that break as their server goes."""
+    loop = asyncio.get_running_loop()
+    if replica.broke(loop.time()):
+        return True
+    await asyncio.sleep(_OTHERS_BREAK_S)
+    if not replica.is_up or replica.broke_lately(loop.time()):
+        return True
+    return not await pool.is_alive(replica)
