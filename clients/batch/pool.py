@@ -2,66 +2,39 @@
 
 import asyncio
 import collections
-import contextlib
-import dataclasses
-import ipaddress
 import logging
-import random
-import socket
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from clients.batch.chat import ChatEndpoint
-from clients.batch.connection import ClosedIdleError, Connection, Reply
+from clients.batch.connection import Connection
 from clients.batch.controller import RESERVE, Change, ConcurrencyController
-from clients.batch.replica import Address, Replica
-from clients.batch.telemetry import Load, read_load, scaled
-from clients.errors import ChatError, EndpointError, TransientError, UnreachableError
+from clients.batch.probe import Probe
+from clients.batch.replica import Replica
+from clients.batch.site import Site, addresses
+from clients.errors import EndpointError, UnreachableError
 from clients.events import emit
 
 logger = logging.getLogger(__name__)
 
-#: Connections by which a single address is asked at first whether more than one process answers there.
-_SCOUTS = 6
-
-#: Seconds for that, however slow /metrics is.
-_SCOUTING_S = 2.0
-
-#: Fresh connections over which the load behind such an address is sampled where processes cannot be told apart.
-_SAMPLES = 4
-
-#: Reserve behind an address where several processes answer that cannot be told apart: chance spreads the requests.
+#: Reserve behind an address where several processes may answer that cannot be told apart: chance spreads the requests.
 _BLIND_RESERVE = 0.5
 
-#: Seconds between two readings of /metrics: while the limit is being found, and afterwards.
-_EAGER_S, _CALM_S = 0.05, 0.5
+#: Seconds between two looks at the replicas.
+_LOOK_S = 0.2
 
-#: Seconds until /metrics is asked again where it did not answer, and for one answer of it.
-_NO_TELEMETRY_S, _PROBE_TIMEOUT_S = 15.0, 5.0
+#: Seconds between two looks at the endpoint's addresses while one is missing, and otherwise.
+_SOON_S, _RESOLVE_S = 0.5, 10.0
 
-#: Seconds between two tries to reach a replica that is down, and between two looks at the endpoint's addresses.
-_RETURN_S, _RESOLVE_S = 0.5, 10.0
+#: Looks from one to the next of which an address is asked anew how many processes answer there.
+_SCOUT_EVERY = 3
 
 #: Looks in a row at which an address must be missing before it is given up; some names give out a few of many.
 _MISSING = 3
 
-
-@dataclasses.dataclass(slots=True)
-class Site:
-    """One address and the processes found behind it.
-
-    Attributes:
-        tells_apart: Several processes answer here, and each connection's is known.
-        is_blind: Nothing tells whether one process answers here or several.
-        missing: Looks in a row at which the endpoint's name did not stand for this address.
-    """
-
-    address: Address
-    replicas: dict[str, Replica]
-    tells_apart: bool = False
-    is_blind: bool = False
-    missing: int = 0
+#: Seconds after which a process is forgotten that is down while others answer at its address: it was replaced.
+_REPLACED_S = 30.0
 
 
 class Pool:
@@ -79,7 +52,7 @@ class Pool:
 
     def __init__(self, endpoints: Sequence[ChatEndpoint], *, cap: int | None = None, wait_s: float = 600.0) -> None:
         self._endpoints, self._cap, self._wait_s = endpoints, cap, wait_s
-        self._sites: dict[tuple[str, str], Site] = {}
+        self._sites: list[Site] = []
         self._turns: collections.deque[asyncio.Future[None]] = collections.deque()
         self._tasks = asyncio.TaskGroup()
         self._running: list[asyncio.Task[None]] = []
@@ -173,14 +146,14 @@ class Pool:
     def put_down(self, replica: Replica, reason: str, *, on_trial: bool = False) -> None:
         """Leave a replica alone until it shows that it is back."""
         if replica.is_up:
-            emit(logger, "replica.down", replica=str(replica.address), reason=reason)
-            replica.go_down(reason, on_trial=on_trial)
+            emit(logger, "replica.down", replica=str(replica.site), reason=reason)
+            replica.go_down(reason, self._loop.time(), on_trial=on_trial)
         self._last_reason = reason
 
     async def is_alive(self, replica: Replica) -> bool:
         """Try a new connection to a replica; it is put down when none can be made."""
         try:
-            connection = await replica.endpoint.connect(replica.address.host)
+            connection = await replica.site.connect()
         except UnreachableError as error:
             self.put_down(replica, str(error))
             return False
@@ -193,7 +166,7 @@ class Pool:
             emit(
                 logger,
                 "limiter.changed",
-                replica=str(replica.address),
+                replica=str(replica.site),
                 old=change.old,
                 new=change.new,
                 reason=change.reason,
@@ -215,117 +188,104 @@ class Pool:
                 free -= 1
 
     async def _connect(self, replica: Replica) -> tuple[Replica, Connection]:
-        site = self._sites[replica.endpoint.base_url, replica.address.host]
-        for _ in range(2 * len(site.replicas) + 2):
-            connection = await replica.endpoint.connect(replica.address.host)
-            if not site.tells_apart:
-                return replica, connection
-            owner = await self._owner(site, connection)
-            if owner is None or owner is replica:
+        site = replica.site
+        for _ in range(2 * len(self.replicas) + 2):
+            connection = await site.connect()
+            owner = await self.owner(replica, connection)
+            if owner is replica:
                 return replica, connection
             if owner.room > 0:
                 self._place(replica, -1)
                 self._place(owner, 1)
                 return owner, connection
             owner.give_back(connection)
-        return replica, await replica.endpoint.connect(replica.address.host)
+        return replica, await site.connect()
 
-    async def _owner(self, site: Site, connection: Connection) -> Replica | None:
-        load = await self._read(site.address.endpoint, connection)
+    async def owner(self, replica: Replica, connection: Connection) -> Replica:
+        """The replica that a connection to the same site as `replica` leads to; `replica` itself when nobody can tell.
+
+        A process that was not known yet becomes a replica.
+        """
+        site = replica.site
+        if not site.tells_apart:
+            return replica
+        load = await site.load(connection)
         if load is None or not load.identity:
-            return None
-        known = site.replicas.get(load.identity)
+            return replica
+        known = next((other for other in self._at(site) if other.identity == load.identity), None)
         return known or self._add_replica(site, load.identity)
+
+    def _at(self, site: Site) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.site is site]
 
     # -------------------------------------------------------------------- addresses
 
     async def _follow_addresses(self, endpoint: ChatEndpoint) -> None:
         """Keep the sites of one endpoint equal to the addresses that its name stands for."""
+        looks = 0
         while True:
+            pause_s = _RESOLVE_S
             try:
-                hosts = await self._resolve(endpoint)
+                hosts = await addresses(endpoint)
             except OSError as error:
                 self._last_reason = f"cannot connect: {error.strerror or error}"
-                await asyncio.sleep(_RETURN_S)
-                continue
+                hosts, pause_s = [], _SOON_S
+            known = [site for site in self._sites if site.endpoint is endpoint]
             for host in hosts:
-                site = self._sites.get((endpoint.base_url, host))
-                if site is None:
-                    await self._add_site(endpoint, host)
-                else:
-                    site.missing = 0
-            self._retire_missing(endpoint, hosts)
-            if _is_address(endpoint.host):
-                return
-            await asyncio.sleep(_RESOLVE_S)
+                if all(site.host != host for site in known):
+                    await self._add_site(Site(endpoint, host))
+            for site in known:
+                site.missing = 0 if site.host in hosts or not hosts else site.missing + 1
+                if site.missing >= _MISSING:
+                    self._sites.remove(site)
+                    for replica in self._at(site):
+                        self._retire(replica)
+                elif looks % _SCOUT_EVERY == 0:
+                    await self._scout_again(site)
+            looks += 1
+            await asyncio.sleep(pause_s)
 
-    async def _resolve(self, endpoint: ChatEndpoint) -> list[str]:
-        if _is_address(endpoint.host):
-            return [endpoint.host]
-        found = await self._loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-        if endpoint.host == "localhost":  # two families, one server
-            return [await self._first_that_answers(endpoint, [str(entry[4][0]) for entry in found])]
-        families = {entry[0] for entry in found}
-        family = socket.AF_INET if socket.AF_INET in families else found[0][0]
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found if entry[0] == family))
-
-    async def _first_that_answers(self, endpoint: ChatEndpoint, hosts: list[str]) -> str:
-        for host in hosts:
-            with contextlib.suppress(ChatError):
-                (await endpoint.connect(host)).close()
-                return host
-        return hosts[0]
-
-    async def _add_site(self, endpoint: ChatEndpoint, host: str) -> None:
-        site = Site(Address(endpoint, host), {})
-        identities = await self._scout(site.address)
+    async def _add_site(self, site: Site) -> None:
+        identities = await site.scout()
         site.tells_apart, site.is_blind = len(identities) > 1, not any(identities)
-        self._sites[endpoint.base_url, host] = site
+        self._sites.append(site)
         for identity in sorted(identities) if site.tells_apart else [""]:
             self._add_replica(site, identity)
-        self._wake()
+
+    async def _scout_again(self, site: Site) -> None:
+        """Notice that a Service has got a second replica since."""
+        if site.tells_apart or site.is_blind:
+            return
+        identities = await site.scout()
+        if len(identities) > 1:
+            site.tells_apart = True
+            for replica in self._at(site):
+                self._retire(replica)
+            for identity in sorted(identities):
+                self._add_replica(site, identity)
 
     def _add_replica(self, site: Site, identity: str) -> Replica:
         controller = ConcurrencyController(cap=self._cap, reserve=_BLIND_RESERVE if site.is_blind else RESERVE)
-        replica = site.replicas[identity] = Replica(site.address, identity, controller, self._loop.time())
+        replica = Replica(site, identity, controller, self._loop.time())
         self.replicas.append(replica)
-        emit(logger, "replica.found", replica=str(site.address), process=identity)
-        self._start(self._watch(site, replica))
+        emit(logger, "replica.found", replica=str(site), process=identity)
+        probe = Probe(replica, owner=self.owner, put_down=self.put_down, come_up=self._come_up, report=self.report)
+        self._start(probe.run())
+        self._wake()
         return replica
-
-    def _retire_missing(self, endpoint: ChatEndpoint, hosts: list[str]) -> None:
-        for (base_url, host), site in list(self._sites.items()):
-            if base_url != endpoint.base_url or host in hosts:
-                continue
-            site.missing += 1
-            if site.missing >= _MISSING:
-                del self._sites[base_url, host]
-                for replica in site.replicas.values():
-                    self._retire(replica)
 
     def _retire(self, replica: Replica) -> None:
         """Forget a replica; what it still works on comes to its end."""
-        emit(logger, "replica.gone", replica=str(replica.address), process=replica.identity)
+        emit(logger, "replica.gone", replica=str(replica.site), process=replica.identity)
         replica.is_retired = True
         self.replicas.remove(replica)
         replica.changed.set()
         replica.close_idle(self._loop.time(), older_than_s=-1)
 
-    async def _scout(self, address: Address) -> set[str]:
-        """The processes that answer at one address, as far as a few connections show."""
-        found: set[str] = set()
-        connections: list[Connection] = []
-        with contextlib.suppress(ChatError, EndpointError, TimeoutError):
-            async with asyncio.timeout(_SCOUTING_S):
-                for _ in range(_SCOUTS):
-                    connections.append(await address.endpoint.connect(address.host))
-                    load = await self._read(address.endpoint, connections[-1])
-                    if load is None:
-                        break
-                    found.add(load.identity)
-        for connection in connections:
-            connection.close()
-        return found
+    def _come_up(self, replica: Replica) -> None:
+        replica.come_up(self._loop.time())
+        emit(logger, "replica.up", replica=str(replica.site), process=replica.identity)
+        self._wake()
 
     # --------------------------------------------------------------------- watching
 
@@ -333,9 +293,12 @@ class Pool:
         """Close idle connections, and give up when nothing has been up for too long."""
         while True:
             now = self._loop.time()
-            for replica in self.replicas:
+            for replica in list(self.replicas):
                 replica.close_idle(now)
-            if any(replica.is_up and not replica.is_retired for replica in self.replicas):
+                replaced = replica.site.tells_apart and len(self._at(replica.site)) > 1
+                if replaced and not replica.is_up and now - replica.down_since > _REPLACED_S:
+                    self._retire(replica)
+            if any(replica.is_up for replica in self.replicas):
                 self._down_since = None
             elif self._down_since is None:
                 self._down_since = now
@@ -345,107 +308,9 @@ class Pool:
                     f"{self.names} could not be reached for {self._wait_s:g} s ({self._last_reason}). "
                     "Committed rows are kept: bring the server back and run the same command again."
                 )
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(_LOOK_S)
 
     @property
     def names(self) -> str:
         """The endpoints' addresses, for messages."""
         return ", ".join(endpoint.base_url for endpoint in self._endpoints)
-
-    async def _watch(self, site: Site, replica: Replica) -> None:
-        """Read one replica's load while it is up; find out when it is back while it is down."""
-        connection: Connection | None = None
-        while not replica.is_retired:
-            replica.changed.clear()
-            if not replica.is_up:
-                await self._come_back(site, replica)
-                pause_s = _RETURN_S * (0.75 + 0.5 * random.random())  # noqa: S311  (jitter, not a secret)
-            else:
-                connection = await self._watched(site, replica, connection)
-                pause_s = self._observe(replica, await self._load(site, replica, connection))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await replica.changed.wait()
-
-    async def _watched(self, site: Site, replica: Replica, connection: Connection | None) -> Connection | None:
-        """A connection to this replica that is used for its telemetry alone."""
-        if connection is not None and connection.is_open:
-            return connection
-        for _ in range(2 * len(site.replicas) + 2):
-            try:
-                connection = await replica.endpoint.connect(replica.address.host)
-            except UnreachableError as error:
-                if not site.tells_apart:
-                    self.put_down(replica, str(error))
-                return None
-            if not site.tells_apart or await self._owner(site, connection) is replica:
-                return connection
-            connection.close()
-        if replica.in_flight == 0 or (replica.last_answer or 0) < self._loop.time() - 2.0:
-            self.put_down(replica, "it no longer answers at its address")
-        return None
-
-    async def _load(self, site: Site, replica: Replica, connection: Connection | None) -> Load | None:
-        if connection is None:
-            return None
-        load = await self._read(replica.endpoint, connection)
-        if load is None or not site.is_blind:
-            return None if load is not None and site.tells_apart and load.identity != replica.identity else load
-        loads = [load]
-        with contextlib.suppress(ChatError):
-            for _ in range(_SAMPLES - 1):
-                sample = await replica.endpoint.connect(replica.address.host)
-                if (load := await self._read(replica.endpoint, sample)) is not None:
-                    loads.append(load)
-                sample.close()
-        return scaled(loads, replica.in_flight)
-
-    def _observe(self, replica: Replica, load: Load | None) -> float:
-        """Pass a reading on; returns the seconds until the next."""
-        if not replica.is_up:
-            return _RETURN_S
-        if load is None:
-            return _CALM_S if replica.load is not None else _NO_TELEMETRY_S
-        replica.load = load
-        change = replica.controller.loaded(load, replica.in_flight, self._loop.time())
-        self.report(replica, change)
-        eager = not replica.controller.is_full and replica.room <= 0
-        return _EAGER_S if eager or change is not None else _CALM_S
-
-    async def _read(self, endpoint: ChatEndpoint, connection: Connection) -> Load | None:
-        reply = await self._ask(connection, endpoint.get("/metrics"))
-        return read_load(reply.body) if reply is not None and reply.status == 200 else None
-
-    async def _come_back(self, site: Site, replica: Replica) -> None:
-        try:
-            connection = await replica.endpoint.connect(replica.address.host)
-        except UnreachableError as error:
-            self._last_reason = str(error)
-            return
-        if site.tells_apart and await self._owner(site, connection) is not replica:
-            connection.close()
-            return
-        reply = await self._ask(connection, replica.endpoint.get("/health"))
-        if reply is None or reply.status >= 500:
-            connection.close()
-            return
-        replica.give_back(connection)
-        replica.come_up(self._loop.time())
-        emit(logger, "replica.up", replica=str(replica.address))
-        self._wake()
-
-    async def _ask(self, connection: Connection, request: bytes) -> Reply | None:
-        try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                return await connection.send(request)
-        except (TimeoutError, ClosedIdleError, TransientError):
-            connection.close()
-            return None
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

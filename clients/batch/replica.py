@@ -2,11 +2,11 @@
 
 import asyncio
 import collections
-import dataclasses
 
 from clients.batch.chat import ChatEndpoint
 from clients.batch.connection import Connection
 from clients.batch.controller import ConcurrencyController
+from clients.batch.site import Site
 from clients.batch.telemetry import Load
 
 #: vLLM closes an idle connection after 5 s; one that is closed just as it is used again would cost time.
@@ -20,23 +20,11 @@ _BREAKS, _BREAKS_WITHIN_S = 3, 1.0
 _FAILING_ROWS, _FAILING_S = 10, 3.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Address:
-    """Where a connection is made to: an endpoint and one of the addresses its name stands for."""
-
-    endpoint: ChatEndpoint
-    host: str
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.endpoint.port}"
-
-
 class Replica:
     """What the pool knows about one replica.
 
     Args:
-        address: Where it answers.
+        site: Where it answers.
         identity: What tells it from others at the same address; "" where there are no others.
         controller: Its limit.
         now: `loop.time()`.
@@ -46,16 +34,17 @@ class Replica:
         is_up: Whether it takes requests.
         on_trial: It is back from failing at everything; one request at a time until one is answered.
         down_reason: Why it is not up.
+        down_since: When it went down.
         is_retired: Its address is no longer among those of the endpoint.
         last_answer: When it last answered a request; None before the first time.
         load: The latest reading of its telemetry.
     """
 
-    def __init__(self, address: Address, identity: str, controller: ConcurrencyController, now: float) -> None:
-        self.address, self.identity, self.controller = address, identity, controller
+    def __init__(self, site: Site, identity: str, controller: ConcurrencyController, now: float) -> None:
+        self.site, self.identity, self.controller = site, identity, controller
         self.in_flight = 0
         self.is_up, self.on_trial, self.is_retired = True, False, False
-        self.down_reason = ""
+        self.down_reason, self.down_since = "", now
         self.last_answer: float | None = None
         self.load: Load | None = None
         self._idle: list[Connection] = []
@@ -67,7 +56,7 @@ class Replica:
     @property
     def endpoint(self) -> ChatEndpoint:
         """The endpoint it belongs to."""
-        return self.address.endpoint
+        return self.site.endpoint
 
     @property
     def room(self) -> int:
@@ -126,9 +115,9 @@ class Replica:
         self._failed_rows.add(row)
         return self.on_trial or (len(self._failed_rows) >= _FAILING_ROWS and now - self._failing_since > _FAILING_S)
 
-    def go_down(self, reason: str, *, on_trial: bool = False) -> None:
+    def go_down(self, reason: str, now: float, *, on_trial: bool = False) -> None:
         """Send nothing more until it shows that it is back."""
-        self.is_up, self.down_reason, self.on_trial = False, reason, on_trial
+        self.is_up, self.down_reason, self.down_since, self.on_trial = False, reason, now, on_trial
         self._failed_rows.clear()
         self.changed.set()
 
