@@ -32,7 +32,7 @@ setup(
         "langfuse>=5,<6",
         "pandas>=2.2,<4",
         "pyarrow>=21",
-        "aiohttp>=3.12,<4",
+        "httptools>=0.6",
         "orjson>=3.10,<4",
         "uvloop>=0.21; platform_system != 'Windows'",
         "jsonschema>=4.23,<5",
@@ -41,6 +41,7 @@ setup(
     ],
     extras_require={
         "dev": [
+            "aiohttp>=3.12,<4",
             "coverage>=7.10",
             "duckdb>=1.3",
             "hypothesis>=6.130",

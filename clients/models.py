@@ -80,6 +80,30 @@ def resolve(url: str, *, model: str, api_key: str | None, patience_s: float) -> 
     return Endpoint(base_url=base, model=model or models[0])
 
 
+def resolve_all(urls: str, *, model: str, api_key: str | None, patience_s: float) -> Endpoint:
+    """Find the model to use at several endpoints that serve the same.
+
+    Args:
+        urls: Endpoints, divided by commas or blanks.
+        model: As in `resolve`, like what follows.
+        api_key: The same for all.
+        patience_s: For each.
+
+    Returns:
+        The base URLs divided by blanks, and the model that the first one leads to.
+
+    Raises:
+        SettingsError, EndpointError: as in `resolve`.
+    """
+    found: list[Endpoint] = []
+    for url in urls.replace(",", " ").split() or [urls]:
+        found.append(
+            resolve(url, model=model or (found[0].model if found else ""), api_key=api_key, patience_s=patience_s)
+        )
+    bases = dict.fromkeys(endpoint.base_url for endpoint in found)
+    return Endpoint(base_url=" ".join(bases), model=found[0].model)
+
+
 def authorization(api_key: str | None) -> dict[str, str]:
     """The header that carries the key, if there is one.
 

@@ -19,7 +19,7 @@ from kfp import dsl
 IMAGE = "python:3.11.14-slim-bookworm"
 
 #: What the engine's steps install, pinned as in constraints.txt (a test holds the two together).
-ENGINE_PACKAGES = ("aiohttp==3.14.5", "orjson==3.13.0", "uvloop==0.23.0", "pyarrow==26.0.1", "jsonschema==4.26.0")
+ENGINE_PACKAGES = ("httptools==0.9.0", "orjson==3.13.0", "uvloop==0.23.0", "pyarrow==26.0.1", "jsonschema==4.26.0")
 RESULTS_PACKAGES = ("orjson==3.13.0", "pyarrow==26.0.1")
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -18,6 +18,8 @@ def plan_shards(
     concurrency: int,
     state: str,
     server_wait_s: int,
+    max_error_rate: float,
+    options: dict[str, Any],
 ) -> list[str]:
     """Cuts the checked input into shards of equal size.
 
@@ -28,9 +30,11 @@ def plan_shards(
         system_prompt: First message of rows that have no system message of their own.
         request_defaults: Request fields that a row gets unless it has its own.
         shards: Number of shards; at most one a row.
-        concurrency: Requests in flight, over all shards.
+        concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
         state: Folder or URI where finished rows are kept, so that a rerun does not send them again.
         server_wait_s: Seconds a shard waits for an endpoint that cannot be reached.
+        max_error_rate: Share of the rows, 0 to 1, beyond which a shard stops.
+        options: Further choices, see the pipeline.
 
     Returns:
         One self-contained JSON string a shard.
@@ -47,4 +51,5 @@ def plan_shards(
         concurrency=concurrency,
         state=state,
         server_wait_s=server_wait_s,
+        options={"max_error_rate": max_error_rate, **options},
     )

@@ -25,26 +25,29 @@ def batch_inference(
     system_prompt: str = "",
     request_defaults: dict[str, Any] = {},  # noqa: B006  (KFP reads the default, nothing changes it)
     shards: int = 4,
-    concurrency: int = 64,
+    concurrency: int = 0,
     max_error_rate: float = 0.2,
     output: str = "",
     state: str = "",
     server_wait_s: int = 600,
+    options: dict[str, Any] = {},  # noqa: B006
 ) -> None:
     """Runs a file of prompts against an OpenAI-compatible endpoint and writes the answers to Parquet.
 
     Args:
         prompts: Path or URI of a JSONL file, one request a line.
-        endpoint_url: Address of an OpenAI-compatible API, with or without /v1.
+        endpoint_url: Address of an OpenAI-compatible API, with or without /v1, or several divided by commas.
         model: Name of the model. Empty takes the first one the endpoint lists.
         system_prompt: First message of rows that have no system message of their own.
         request_defaults: Request fields that a row gets unless it has its own, such as {"max_tokens": 1024}.
         shards: Number of shards. Each is a pod that runs its part of the rows.
-        concurrency: Requests in flight, over all shards.
+        concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
         max_error_rate: Share of the rows, 0 to 1, that may go wrong before the run counts as failed.
         output: Folder or URI that gets results.parquet, rejects.parquet, summary.json and report.html.
         state: Folder or URI where finished rows are kept, so that a rerun does not send them again.
         server_wait_s: Seconds to wait for an endpoint that cannot be reached.
+        options: Further choices, such as {"retry": "truncated", "resample": "empty", "time_limit_s": 3600,
+            "max_output_tokens": 1000000, "reasoning_max_tokens": 32768, "raw_response": true}.
     """
     requests = {"system_prompt": system_prompt, "request_defaults": request_defaults}
     checked = prepare(check_prompts(prompts=prompts, **requests), "Check prompts")
@@ -61,6 +64,8 @@ def batch_inference(
             concurrency=concurrency,
             state=state,
             server_wait_s=server_wait_s,
+            max_error_rate=max_error_rate,
+            options=options,
             **requests,
         ),
         "Plan shards",

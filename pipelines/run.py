@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.batch.arguments import (
+    add_policy_arguments,
     add_request_arguments,
     add_run_arguments,
     check_run_arguments,
     local_path,
     request_defaults,
+    run_options,
 )
 from clients.errors import LLMInferenceError
 
@@ -76,6 +78,7 @@ def _settings(options: argparse.Namespace) -> "RunSettings":
         shards=options.shards,
         concurrency=options.concurrency,
         max_error_rate=options.max_error_rate,
+        options=run_options(options),
         server_wait_s=options.server_wait,
         fresh=options.fresh,
     )
@@ -108,18 +111,18 @@ def run(settings: "RunSettings") -> None:
 @contextlib.contextmanager
 def _endpoint(settings: "RunSettings", place: "Workplace", view: "RunView") -> "Iterator[dict[str, Any]]":
     """The pipeline arguments that say where the model answers, as long as it does."""
-    from clients.models import resolve
-    from pipelines.settings import DEFAULT_CONCURRENCY, EMBEDDED_CONCURRENCY, EMBEDDED_MAX_TOKENS, api_key
+    from clients.models import resolve_all
+    from pipelines.settings import EMBEDDED_CONCURRENCY, EMBEDDED_MAX_TOKENS, api_key
 
     if settings.url:
         view.stage(f"Asking {settings.url} for its models")
-        found = resolve(settings.url, model=settings.model, api_key=api_key(), patience_s=settings.server_wait_s)
-        view.note(f"Model {found.model} at {found.base_url}")
+        found = resolve_all(settings.url, model=settings.model, api_key=api_key(), patience_s=settings.server_wait_s)
+        view.note(f"Model {found.model} at {found.base_url.replace(' ', ', ')}")
         yield {
             "endpoint_url": found.base_url,
             "model": found.model,
             "request_defaults": settings.request_defaults,
-            "concurrency": settings.concurrency or DEFAULT_CONCURRENCY,
+            "concurrency": settings.concurrency,
         }
         return
     from clients.local_server import LocalServer, ensure_model
@@ -155,6 +158,7 @@ def _follow(
         "output": str(place.output.resolve()),
         "state": str(place.state.resolve()),
         "server_wait_s": settings.server_wait_s,
+        "options": settings.options.to_json(),
     }
     view.stage("Starting the pipeline")
     with LocalRun(compiled_path("batch_inference"), arguments, scratch=place.scratch, log=place.run_log) as local:
@@ -192,15 +196,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     where = parser.add_argument_group("where the model answers")
     where.add_argument(
-        "--url", default="", help="OpenAI-compatible endpoint, with or without /v1; its key is read from OPENAI_API_KEY"
+        "--url",
+        default="",
+        help="OpenAI-compatible endpoint, or several divided by commas; their key is read from OPENAI_API_KEY",
     )
     where.add_argument("--model", metavar="NAME", default="", help="model name (default: what the endpoint lists)")
     where.add_argument("--gguf", metavar="PATH", type=Path, help="serve this model with the embedded server")
     add_request_arguments(parser)
-    how = add_run_arguments(parser, concurrency=None)
+    how = add_run_arguments(parser)
     how.add_argument(
         "--shards", metavar="N", type=int, default=4, help="parts that run side by side (default: %(default)s)"
     )
+    add_policy_arguments(parser)
     return parser
 
 

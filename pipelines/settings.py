@@ -5,14 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clients.batch.options import RunOptions
 from clients.errors import SettingsError
 
 #: An answer of the embedded model ends here unless the row or the command says otherwise: it writes some 50 tokens/s.
 EMBEDDED_MAX_TOKENS = 128
 
-#: Requests in flight: enough to keep the embedded server's four slots filled, and for an endpoint we know nothing of.
+#: Requests in flight: enough to keep the embedded server's four slots filled.
 EMBEDDED_CONCURRENCY = 6
-DEFAULT_CONCURRENCY = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,11 @@ class RunSettings:
         system_prompt: First message of rows that have no system message.
         request_defaults: Request fields of rows that have no such field.
         shards: Number of shards.
-        concurrency: Requests in flight over all shards; None chooses one that suits the endpoint.
+        concurrency: Most requests in flight over all shards; 0 leaves it to the engine.
         max_error_rate: Share of the rows, 0 to 1, that may go wrong.
         server_wait_s: Seconds to wait for an endpoint that cannot be reached.
         fresh: Whether to answer every row anew.
+        options: See RunOptions.
     """
 
     prompts: Path
@@ -42,10 +43,11 @@ class RunSettings:
     system_prompt: str = ""
     request_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     shards: int = 4
-    concurrency: int | None = None
+    concurrency: int = 0
     max_error_rate: float = 0.2
     server_wait_s: int = 30
     fresh: bool = False
+    options: RunOptions = dataclasses.field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
         if self.url and self.gguf:

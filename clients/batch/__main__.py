@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.batch.arguments import (
+    add_policy_arguments,
     add_request_arguments,
     add_run_arguments,
     check_run_arguments,
     local_path,
     request_defaults,
+    run_options,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with interruptible():
             check_run_arguments(options)
+            run_options(options)
             return _run(options)
     except LLMInferenceError as error:
         error_line(str(error))
@@ -103,6 +106,7 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
                 concurrency=options.concurrency,
                 state=str(place.state.resolve()),
                 server_wait_s=options.server_wait,
+                options=run_options(options).to_json(),
                 **requests,
             )
             run_shard(spec=spec, part_path=paths["part"])
@@ -130,12 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--url",
         required=True,
-        help="OpenAI-compatible endpoint, with or without /v1; its key is read from OPENAI_API_KEY",
+        help="OpenAI-compatible endpoint, or several divided by commas; their key is read from OPENAI_API_KEY",
     )
     parser.add_argument("--model", metavar="NAME", default="", help="model name (default: what the endpoint lists)")
     parser.add_argument("--output", metavar="DIR", type=local_path, required=True, help="folder for the results")
     add_request_arguments(parser)
     add_run_arguments(parser)
+    add_policy_arguments(parser)
     return parser
 
 

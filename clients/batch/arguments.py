@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clients.batch.options import RunOptions, outcomes
 from clients.errors import SettingsError
 
 
@@ -79,6 +80,58 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "--fresh", action="store_true", help="answer every row anew; old results stay until the new ones stand"
     )
     return how
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for rows that do not end ok, and for what a run may spend; `run_options` reads them."""
+    policy = parser.add_argument_group("answers that are not ok, and what a run may spend")
+    policy.add_argument(
+        "--retry",
+        metavar="OUTCOMES",
+        default="",
+        help="send these again that ended so earlier, such as truncated,rejected",
+    )
+    policy.add_argument(
+        "--resample", metavar="OUTCOMES", default="", help="ask once more at once, such as empty,schema_invalid"
+    )
+    policy.add_argument(
+        "--reasoning-max-tokens",
+        metavar="N",
+        type=int,
+        help="a row cut off while thinking gets one more try with N tokens",
+    )
+    policy.add_argument(
+        "--thinking-token-budget", metavar="N", type=int, help="the same, with its thinking ended after N tokens (vLLM)"
+    )
+    policy.add_argument("--raw-response", action="store_true", help="keep every answer as the server sent it, too")
+    policy.add_argument(
+        "--keep-duplicates", action="store_true", help="send identical rows one by one, not once for all"
+    )
+    policy.add_argument("--time-limit", metavar="SECONDS", type=float, help="end after this time with what is there")
+    policy.add_argument("--max-output-tokens", metavar="N", type=int, help="end after so many tokens in all")
+    policy.add_argument(
+        "--lengths-from", metavar="PATH", default="", help="earlier results; what took long there goes first"
+    )
+
+
+def run_options(options: argparse.Namespace) -> RunOptions:
+    """The options of a run from its flags.
+
+    Raises:
+        SettingsError: a word that is no outcome, or a number out of its range.
+    """
+    return RunOptions(
+        retry=outcomes(options.retry),
+        resample=outcomes(options.resample),
+        reasoning_max_tokens=options.reasoning_max_tokens,
+        thinking_token_budget=options.thinking_token_budget,
+        raw_response=options.raw_response,
+        join_duplicates=not options.keep_duplicates,
+        max_error_rate=options.max_error_rate,
+        time_limit_s=options.time_limit,
+        max_output_tokens=options.max_output_tokens,
+        lengths_from=str(Path(options.lengths_from).resolve()) if options.lengths_from else "",
+    )
 
 
 def check_run_arguments(options: argparse.Namespace) -> None:

@@ -19,7 +19,8 @@ class RunOptions:
         resample: See Policies; so are the two that follow.
         raw_response: Keep every answer as the server sent it, too.
         join_duplicates: Send identical requests once and give each row the answer.
-        max_error_rate: See Budgets; so are the two that follow.
+        max_error_rate: See Budgets; so is what follows but for one.
+        time_limit_s: Seconds, from the start of the run, after which it ends with what it has; becomes `deadline`.
         lengths_from: Folder of an earlier run's ledger, or its results.parquet: what took long there goes first.
     """
 
@@ -30,13 +31,21 @@ class RunOptions:
     raw_response: bool = False
     join_duplicates: bool = True
     max_error_rate: float = 1.0
+    time_limit_s: float | None = None
     deadline: float | None = None
     max_output_tokens: int | None = None
     lengths_from: str = ""
 
     def __post_init__(self) -> None:
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise SettingsError(f"time_limit_s must be above 0, found {self.time_limit_s:g}")
         self.policies()
         self.budgets()
+
+    def started(self, now: float) -> "RunOptions":
+        """The options of a run that starts at the Unix time `now`: its time limit is a deadline from here on."""
+        deadline = self.deadline if self.time_limit_s is None else now + self.time_limit_s
+        return dataclasses.replace(self, time_limit_s=None, deadline=deadline)
 
     def policies(self) -> Policies:
         """The part that judges answers."""

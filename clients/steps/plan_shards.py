@@ -3,10 +3,12 @@
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clients.batch.options import RunOptions
 from clients.events import emit
 from clients.prompts.plan import Checked, Shard
 from clients.prompts.rows import JobDefaults, whole_numbers
@@ -26,6 +28,7 @@ def plan_shards(
     concurrency: int,
     state: str,
     server_wait_s: float,
+    options: Mapping[str, Any],
 ) -> list[str]:
     """Describe each shard as a self-contained JSON string.
 
@@ -39,8 +42,10 @@ def plan_shards(
         concurrency: Most requests in flight over all shards; 0 leaves it to the engine.
         state: Folder or URI of the run's ledger, or "".
         server_wait_s: Seconds a shard waits for an endpoint that cannot be reached.
+        options: See RunOptions.
     """
     with step("plan_shards"):
+        chosen = RunOptions.from_json(whole_numbers(options)).started(time.time())
         checked = Checked.from_json(Path(checked_path).read_bytes())
         found = json.loads(endpoint)
         parts = checked.cut(shards)
@@ -62,6 +67,7 @@ def plan_shards(
                 plan=plan,
                 concurrency=max(1, concurrency // len(parts)) if concurrency else 0,
                 server_wait_s=server_wait_s,
+                options=chosen.to_json(),
             ).to_json()
             for number, (part, rows) in enumerate(parts)
         ]

@@ -4,7 +4,7 @@ import json
 import logging
 
 from clients.events import emit
-from clients.models import resolve
+from clients.models import resolve_all
 from clients.steps.boundary import api_key, step
 
 logger = logging.getLogger(__name__)
@@ -14,9 +14,9 @@ def resolve_endpoint(*, endpoint_url: str, model: str, server_wait_s: float) -> 
     """Wait until the endpoint lists its models and choose one.
 
     Returns:
-        JSON with `base_url` and `model`.
+        JSON with `base_url` (several are divided by blanks) and `model`.
     """
     with step("resolve_endpoint"):
-        endpoint = resolve(endpoint_url, model=model, api_key=api_key(), patience_s=server_wait_s)
+        endpoint = resolve_all(endpoint_url, model=model, api_key=api_key(), patience_s=server_wait_s)
         emit(logger, "endpoint.resolved", base_url=endpoint.base_url, model=endpoint.model)
     return json.dumps({"base_url": endpoint.base_url, "model": endpoint.model})

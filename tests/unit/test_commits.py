@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import json
 import itertools
+import json
 import logging
 import resource
 import time
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clients.batch.limiter import Limiter
 
 from clients.batch.chat import ChatClient
 from clients.batch.commits import Committer
 from clients.batch.engine import Engine, EngineSettings
 from clients.batch.ledger import Ledger
-from clients.batch.limiter import Limiter
 from clients.batch.progress import Progress
 from clients.batch.retry import RetryPolicy
 from clients.errors import EndpointError, StorageError
