@@ -10,7 +10,7 @@ import ssl
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from aiohttp import web
@@ -43,7 +43,7 @@ class OneByOne:
         self.endpoint = ChatEndpoint(base_url, api_key=api_key, timeouts=timeouts)
         self.connection: Connection | None = None
 
-    async def __aenter__(self) -> "OneByOne":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients.batch.limiter import Limiter
 
-from clients.batch.chat import ChatClient
+from clients.batch.chat import ChatEndpoint
 from clients.batch.commits import Committer
 from clients.batch.engine import Engine, EngineSettings
 from clients.batch.ledger import Ledger
+from clients.batch.pool import Pool
 from clients.batch.progress import Progress
 from clients.batch.retry import RetryPolicy
 from clients.errors import EndpointError, StorageError
@@ -61,14 +61,19 @@ def kept(folder: Path) -> list[int]:
 
 
 def engine_over(
-    server: OpenAIServer, committer: Committer, chat: ChatClient, slots: int = 4, **settings: Any
+    server: OpenAIServer,
+    committer: Committer,
+    slots: int = 4,
+    *,
+    api_key: str | None = None,
+    wait_s: float = 60.0,
+    progress: Progress | None = None,
 ) -> Engine:
     return Engine(
-        chat=chat,
+        pool=Pool([ChatEndpoint(server.url, api_key=api_key)], cap=slots, wait_s=wait_s),
         committer=committer,
-        limiter=Limiter(slots),
-        progress=Progress(shard=0, rows=1),
-        settings=EngineSettings(retry=RetryPolicy(max_attempts=3, first_delay_s=0.01), **settings),
+        progress=progress or Progress(shard=0, rows=1),
+        settings=EngineSettings(retry=RetryPolicy(max_attempts=3, first_delay_s=0.01)),
     )
 
 
@@ -129,9 +134,9 @@ async def test_a_disk_that_stays_full_ends_the_run_with_what_was_kept_before(led
             yield request(row % 10_000)
 
     try:
-        async with OpenAIServer(latency_s=0.03) as server, ChatClient(server.url) as chat:
+        async with OpenAIServer(latency_s=0.03) as server:
             with pytest.raises(StorageError):
-                await engine_over(server, Committer(ledger, patience_s=(0.05, 0.05)), chat, slots=1).run(rows())
+                await engine_over(server, Committer(ledger, patience_s=(0.05, 0.05)), slots=1).run(rows())
     finally:
         disk.close()
         logging.disable(logging.NOTSET)
@@ -174,10 +179,10 @@ async def test_a_commit_in_the_thread_survives_that_the_loop_is_cancelled(
 
 
 async def test_the_first_refusal_of_the_key_ends_the_run_and_leaves_no_task_behind(ledger: Ledger) -> None:
-    async with OpenAIServer(api_key="right", latency_s=0.05) as server, ChatClient(server.url, api_key="no") as chat:
+    async with OpenAIServer(api_key="right", latency_s=0.05) as server:
         with pytest.raises(ExceptionGroup) as caught:
-            await engine_over(server, Committer(ledger), chat).run(map(request, range(100)))
-        assert len(server.paths) <= 8
+            await engine_over(server, Committer(ledger), api_key="no").run(map(request, range(100)))
+        assert len([path for path in server.paths if "chat" in path]) <= 8
     assert caught.group_contains(EndpointError)
     assert len([task for task in asyncio.all_tasks() if not task.done()]) == 1
 
@@ -192,19 +197,18 @@ async def test_while_no_connection_can_be_made_few_rows_are_read_and_few_tries_m
 
     async with OpenAIServer() as gone:
         pass
-    async with ChatClient(gone.url) as chat:
-        engine = engine_over(gone, Committer(ledger), chat, slots=8, server_wait_s=0.5)
-        with pytest.raises(ExceptionGroup) as caught:
-            async with asyncio.timeout(5):
-                await engine.run(rows())
+    engine = engine_over(gone, Committer(ledger), slots=8, wait_s=0.5)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.timeout(5):
+            await engine.run(rows())
     assert caught.group_contains(EndpointError, match=r"could not be reached for 0.5 s .*run the same command again")
     assert len(read) <= 20
 
 
 async def test_a_slot_is_free_while_its_row_waits_to_be_sent_again(ledger: Ledger) -> None:
     rows = [request(0, "[[fault:503x1,retry-after=0.5]] a"), *map(request, range(1, 20))]
-    async with OpenAIServer() as server, ChatClient(server.url) as chat:
-        await engine_over(server, Committer(ledger), chat, slots=1).run(iter(rows))
+    async with OpenAIServer() as server:
+        await engine_over(server, Committer(ledger), slots=1).run(iter(rows))
         times = {seen.text: seen.received_at for seen in server.requests}
     assert server.peak_in_flight == 1
     assert next(iter(times)).startswith("[[fault")
@@ -214,9 +218,6 @@ async def test_a_slot_is_free_while_its_row_waits_to_be_sent_again(ledger: Ledge
 async def test_a_refusal_of_one_row_by_403_is_only_that_rows_once_others_are_answered(ledger: Ledger) -> None:
     progress = Progress(shard=0, rows=3)
     rows = [request(0), request(1, "[[fault:403]]"), request(2)]
-    async with OpenAIServer() as server, ChatClient(server.url) as chat:
-        engine = Engine(
-            chat=chat, committer=Committer(ledger), limiter=Limiter(1), progress=progress, settings=EngineSettings()
-        )
-        await engine.run(iter(rows))
+    async with OpenAIServer() as server:
+        await engine_over(server, Committer(ledger), slots=1, progress=progress).run(iter(rows))
     assert progress.outcomes == {"ok": 2, "failed": 1}
