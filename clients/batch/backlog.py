@@ -18,6 +18,7 @@ class Work:
         attempts: Attempts the server may have worked on.
         refusals: Times a server had no room for it (429, 503).
         free_failures: Times it failed because its server was going down.
+        needs_fresh: The server closed an idle connection as it was sent; the next request takes a new connection.
         flights: Requests for it that are under way, oldest first.
         payload: What is sent instead of the request as it came; None for that.
         had_second_chance: Whether an answer that was not `ok` was asked for once more.
@@ -30,6 +31,7 @@ class Work:
     attempts: int = 0
     refusals: int = 0
     free_failures: int = 0
+    needs_fresh: bool = False
     flights: list[Any] = dataclasses.field(default_factory=list)
     payload: bytes | None = None
     had_second_chance: bool = False

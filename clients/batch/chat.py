@@ -6,6 +6,7 @@ import math
 import ssl
 import time
 import urllib.parse
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,7 @@ class ChatEndpoint:
             "User-Agent": "kubeflow-llm-inference",
             **authorization(api_key),
         }
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._post = (
             f"POST {urllib.parse.urlsplit(self._url).path} HTTP/1.1\r\n{self._head}"
@@ -94,11 +96,18 @@ class ChatEndpoint:
             EndpointError: TLS fails in a way that no further try heals.
         """
         try:
-            return await connect(
+            connection = await connect(
                 address, self.port, tls=self.tls, server_name=self.host, timeout_s=self.timeouts.connect
             )
         except ssl.SSLCertVerificationError as error:
             raise EndpointError(f"{self.base_url}: TLS fails: {_one_line(str(error))}. {CERTIFICATE_MEND}") from error
+        self._connections.add(connection)
+        return connection
+
+    def close(self) -> None:
+        """Cut every connection that is still open."""
+        for connection in list(self._connections):
+            connection.close()
 
     def answer(self, reply: Reply) -> Any:
         """The JSON of a chat completion.

@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
             self.close(TransientError("connection", f"the connection broke: the answer is not HTTP ({error})"))
             return
         if not self._has_head and self._head_bytes > _MAX_HEAD_BYTES:
-            self.close(TransientError("connection", "the connection broke: the answer's head has no end"))
+            self.close(_too_long_a_head())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end; a body without a length ends with its connection."""
@@ -149,8 +149,11 @@ class Connection(asyncio.Protocol):
         """Decide how the body is read."""
         if self._parser.get_status_code() < 200:  # an interim reply: the real one follows
             return
-        self._has_head = True
         headers = self._headers
+        if sum(map(len, headers.values())) > _MAX_HEAD_BYTES:
+            self.close(_too_long_a_head())
+            return
+        self._has_head = True
         self._until_close = "content-length" not in headers and "chunked" not in headers.get("transfer-encoding", "")
         encoding = headers.get("content-encoding", "").lower()
         if encoding in ("gzip", "x-gzip", "deflate"):
@@ -253,6 +256,10 @@ async def connect(
     except OSError as error:
         raise UnreachableError("unreachable", f"cannot connect: {error.strerror or error}") from error
     return connection
+
+
+def _too_long_a_head() -> TransientError:
+    return TransientError("connection", f"the connection broke: a head of more than {_MAX_HEAD_BYTES >> 10} KiB")
 
 
 def _watch_for_life(sock: Any) -> None:

@@ -140,7 +140,7 @@ class Engine:
     async def _exchange(self, flight: Flight) -> tuple[Any, bytes]:
         """Send the request and wait for its answer."""
         loop, work = asyncio.get_running_loop(), flight.work
-        connection = flight.replica.take_idle(loop.time())
+        connection = None if work.needs_fresh else flight.replica.take_idle(loop.time())
         try:
             if connection is None:
                 flight.replica, connection = await self._pool.connect(flight.replica)

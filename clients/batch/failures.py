@@ -15,7 +15,10 @@ _OTHERS_BREAK_S = 0.05
 async def costs_an_attempt(flight: Flight, error: ChatError, pool: Pool, flights: Flights) -> bool:
     """Judge a failure, and tell the pool what it says about the replica."""
     replica, now = flight.replica, asyncio.get_running_loop().time()
-    if isinstance(error, UnreachableError | ClosedIdleError):
+    if isinstance(error, UnreachableError):
+        return False
+    if isinstance(error, ClosedIdleError) and not flight.work.needs_fresh:
+        flight.work.needs_fresh = True
         return False
     if isinstance(error, RejectedError):
         return True
@@ -35,11 +38,10 @@ async def costs_an_attempt(flight: Flight, error: ChatError, pool: Pool, flights
 
 
 async def _is_going(replica: Replica, pool: Pool) -> bool:
-    """Whether a broken connection is one of many that break as their server goes."""
+    """Whether a connection broke because its server goes, and not because of its request."""
     loop = asyncio.get_running_loop()
-    if replica.broke(loop.time()):
-        return True
+    replica.broke(loop.time())
     await asyncio.sleep(_OTHERS_BREAK_S)
-    if not replica.is_up or replica.broke_lately(loop.time()):
+    if not replica.is_up or replica.many_broke(loop.time()):
         return True
     return not await pool.is_alive(replica)

@@ -80,8 +80,8 @@ class Pool:
         try:
             await self._tasks.__aexit__(kind, error, at)
         finally:
-            for replica in self.replicas:
-                replica.close_idle(self._loop.time(), older_than_s=-1)
+            for endpoint in self._endpoints:
+                endpoint.close()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._running.append(self._tasks.create_task(work))
@@ -151,14 +151,18 @@ class Pool:
         self._last_reason = reason
 
     async def is_alive(self, replica: Replica) -> bool:
-        """Try a new connection to a replica; it is put down when none can be made."""
-        try:
-            connection = await replica.site.connect()
-        except UnreachableError as error:
-            self.put_down(replica, str(error))
-            return False
-        replica.give_back(connection)
-        return True
+        """See whether new connections still lead to the process that they led to; if none can be made, it is down."""
+        for _ in range(3 * len(self._at(replica.site))):
+            try:
+                connection = await replica.site.connect()
+            except UnreachableError as error:
+                self.put_down(replica, str(error))
+                return False
+            if await self.owner(replica, connection) is replica:
+                replica.give_back(connection)
+                return True
+            connection.close()
+        return False
 
     def report(self, replica: Replica, change: Change | None) -> None:
         """Log a change of a limit, and let waiting rows use it."""

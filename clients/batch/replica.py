@@ -12,9 +12,9 @@ from clients.batch.telemetry import Load
 #: vLLM closes an idle connection after 5 s; one that is closed just as it is used again would cost time.
 KEEPALIVE_S = 4.0
 
-#: So many connections that break within this many seconds, and no fewer than are left, are the replica's end; fewer
+#: So many connections, and this share of those in use, that break within so many seconds are the server's doing; fewer
 #: are accidents of their requests.
-_BREAKS, _BREAKS_WITHIN_S = 3, 1.0
+_TOGETHER, _TOGETHER_SHARE, _TOGETHER_S = 8, 0.1, 0.15
 
 #: So many different rows that fail one after another without any answer in between, for this many seconds.
 _FAILING_ROWS, _FAILING_S = 10, 3.0
@@ -98,17 +98,15 @@ class Replica:
         self._failed_rows.clear()
         self.on_trial = False
 
-    def broke(self, now: float) -> bool:
-        """Note a broken connection; tells whether so many break at once that it is the replica's end."""
+    def broke(self, now: float) -> None:
+        """Note a broken connection."""
         self._breaks.append(now)
-        while now - self._breaks[0] > _BREAKS_WITHIN_S:
-            self._breaks.popleft()
-        return self.broke_lately(now)
 
-    def broke_lately(self, now: float) -> bool:
-        """Tell the same without a new break."""
-        recent = sum(1 for at in self._breaks if now - at <= _BREAKS_WITHIN_S)
-        return recent >= max(_BREAKS, self.in_flight)
+    def many_broke(self, now: float) -> bool:
+        """Tell whether so many connections broke just now that it cannot be their requests' doing."""
+        while self._breaks and now - self._breaks[0] > _TOGETHER_S:
+            self._breaks.popleft()
+        return len(self._breaks) >= max(_TOGETHER, _TOGETHER_SHARE * self.in_flight)
 
     def failed(self, row: int, now: float) -> bool:
         """Note a failure with an HTTP status; tells whether nothing but failures has come for too long."""

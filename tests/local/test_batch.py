@@ -157,7 +157,7 @@ ARGUMENTS = (
 
 @pytest.fixture(scope="module", autouse=True)
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path, OpenAIServer]]:
-    """A run in which six attempts are not enough; it takes 15 s, so it goes on while the other tests run."""
+    """A run in which no number of attempts is enough; it takes 40 s, so it goes on while the other tests run."""
     folder = tmp_path_factory.mktemp("endless")
     rows = [{"custom_id": kind, "prompt": f"[[fault:{kind}]] p"} for kind in REPEATED]
     write(folder / "p.jsonl", [*rows, {"prompt": "good"}])
@@ -227,7 +227,7 @@ class TestMixedRows:
         last = events(mixed[0].stderr, "shard.progress")[-1]
         assert set(last) == {
             "event", "shard", "rows", "done", "reused", "ok", "outcomes", "output_tokens", "retries", "in_flight",
-            "waiting", "elapsed_s",
+            "limit", "waiting", "elapsed_s",
         }  # fmt: skip
         assert (last["rows"], last["done"], last["ok"], last["in_flight"], last["waiting"]) == (12, 12, 6, 0, 0)
 
@@ -289,7 +289,8 @@ class TestEveryFault:
         head, comma, options = kind.partition(",")
         name = f"{head}x2{comma}{options}"
         row = frame.loc[name]
-        assert (row["outcome"], row["attempts"]) == ("ok", 3)
+        # A reset on a connection that has served before may be that of an idle connection, once.
+        assert (row["outcome"], row["attempts"]) == ("ok", 3) or (kind == "reset" and row["attempts"] == 2)
         assert digest(f"[[fault:{name}]] p") in row["content"]
         assert server.seen(f"[[fault:{name}]] p") == 3
 
@@ -445,7 +446,7 @@ def test_prompts_that_cannot_be_used_are_a_usage_error(tmp_path: Path, content: 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--concurrency", "0"), "--concurrency must be at least 1, found 0"),
+        (("--concurrency", "-1"), "--concurrency must be at least 0, found -1"),
         (("--max-error-rate", "nan"), "--max-error-rate must be between 0 and 1, found nan"),
         (("--param", "top_k"), "expected KEY=VALUE"),
         (("--output", "p.jsonl/below"), "cannot write p.jsonl/below: Not a directory"),
@@ -558,14 +559,15 @@ def test_a_fault_that_never_ends_fails_the_row_with_its_last_reason(
     endless: tuple[subprocess.Popen[str], Path, OpenAIServer],
 ) -> None:
     process, folder, server = endless
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=70)
     assert process.returncode == 1
     frame = results(folder / "out").set_index("id")
     for kind, code in REPEATED.items():
         row = frame.loc[kind]
-        assert (row["outcome"], row["error_code"], row["attempts"]) == ("failed", code, 6), kind
+        tries = 12 if code in ("http_429", "http_503") else 6  # a server without room has not worked on the row
+        assert (row["outcome"], row["error_code"], row["attempts"]) == ("failed", code, tries), kind
         assert row["error_message"]
-        assert server.seen(f"[[fault:{kind}]] p") == 6
+        assert server.seen(f"[[fault:{kind}]] p") - tries in ((0, 1) if kind == "reset" else (0,))
     count = len(REPEATED)
     assert frame.loc[f"row-{count}"]["outcome"] == "ok"
     (line,) = error_lines(err)

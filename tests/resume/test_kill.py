@@ -256,7 +256,7 @@ def test_results_that_are_read_while_the_run_goes_on_are_whole(server: OpenAISer
 
 
 def test_many_reused_rows_stop_neither_the_progress_nor_a_signal(tmp_path: Path) -> None:
-    rows = [f"row {row}" for row in range(10_000)]
+    rows = [f"row {row}" for row in range(40_000)]
     with OpenAIServer(output_tokens=(1, 1)).in_thread() as server:
         write(tmp_path, rows[:50])
         finish(start(tmp_path, server.url))
