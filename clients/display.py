@@ -189,7 +189,13 @@ def print_summary(summary: Summary, folder: Path, console: Console | None = None
     console.print()
     console.print(_outcomes_table(summary, with_advice=console.width >= _ADVICE_FROM_WIDTH))
     console.print()
+    if summary["joined"]:
+        facts.append(f"{fmt.counted(summary['joined'], 'row')} answered together with an identical one")
     console.print(" · ".join(facts), soft_wrap=True)
+    if summary["stopped_early"]:
+        console.print(Text(f"Stopped early: {summary['stopped_early']}.", style="yellow"), soft_wrap=True)
+    if summary["verdict"]:
+        console.print(Text(summary["verdict"]["advice"], style="dim"), soft_wrap=True)
     console.print()
     for name, what in _FILES:
         if (folder / name).exists():

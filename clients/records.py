@@ -76,6 +76,7 @@ class ChatResult:
         attempts: Requests the server may have worked on for this row, the last included; 0 for a row never sent.
         tool_calls: The message's tool calls as JSON text.
         endpoint: Base URL the answer came from.
+        raw_response: The server's answer as it came, where it was asked for or holds more than the other columns.
     """
 
     row: int
@@ -97,3 +98,4 @@ class ChatResult:
     error_code: str | None = None
     error_message: str | None = None
     trace_id: str | None = None
+    raw_response: str | None = None

@@ -13,9 +13,13 @@ class AnswerIndex:
     """Finds an answer of an earlier run by its request's hash, and gives each answer away only once.
 
     First every `add`, then `freeze`, then `take`. 33 bytes an answer; nothing at all in a first run.
+
+    Args:
+        share: Give an answer to every row that asks for the same, instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, share: bool = False) -> None:
+        self._share = share
         self._keys: Any = array.array("Q")  # first half of each hash, sorted by `freeze`
         self._rest: Any = array.array("Q")  # second half
         self._entries: Any = array.array("q")
@@ -59,7 +63,9 @@ class AnswerIndex:
         """The entry of an answer that nobody has taken: the newest of the same row, else one of the first row."""
         start, end = self._run(request_hash)
         at = bisect.bisect_right(self._rows, row, start, end) - 1
-        if at < start or self._rows[at] != row or self._taken[at]:
+        if at < start or self._rows[at] != row or (self._taken[at] and not self._share):
+            if self._share:
+                return cast(int, self._entries[start]) if start < end else None
             at = self._next.get(start, start) if start < end else end
             while at < end and self._taken[at]:
                 at += 1

@@ -5,7 +5,8 @@ from typing import Any
 
 import orjson
 
-from clients.batch.schemas import schema_problem
+from clients.batch.policies import BLANKS
+from clients.batch.schemas import schema_problem, wanted_format
 from clients.errors import TransientError
 from clients.records import ChatRequest, Outcome
 
@@ -13,10 +14,16 @@ from clients.records import ChatRequest, Outcome
 _NOT_FINISHED = ("abort", "error")
 
 
-def read_answer(request: ChatRequest, payload: Any) -> dict[str, Any]:
+def read_answer(request: ChatRequest, payload: Any, raw: bytes = b"", *, keep_raw: bool = False) -> dict[str, Any]:
     """The `ChatResult` fields that a chat completion's JSON yields.
 
     Reasoning is read from `reasoning` (vLLM today) and from `reasoning_content` (older vLLM, llama.cpp).
+
+    Args:
+        request: What was asked.
+        payload: The JSON, decoded.
+        raw: The JSON as it came; kept when there is more than one choice or there are log probabilities.
+        keep_raw: Keep it in any case.
 
     Raises:
         TransientError: the JSON is not a chat completion with a choice in it; another attempt may bring one.
@@ -40,7 +47,11 @@ def read_answer(request: ChatRequest, payload: Any) -> dict[str, Any]:
         "model": payload.get("model") if isinstance(payload.get("model"), str) else None,
         **_usage(payload.get("usage")),
     }
+    if keep_raw or len(payload["choices"]) > 1 or choice.get("logprobs"):
+        fields["raw_response"] = raw.decode("utf-8", "replace")
     outcome, code, message_text = _judge(request, content, bool(tools), finish, refusal)
+    if choice.get("stop_reason") in BLANKS and outcome is not Outcome.OK:
+        outcome, code, message_text = Outcome.SCHEMA_INVALID, "blank_loop", "the model fell into writing only blanks"
     return {**fields, "outcome": outcome, "error_code": code, "error_message": message_text}
 
 
@@ -61,9 +72,9 @@ def _judge(
 
 
 def _schema_problem(request: ChatRequest, content: str) -> str | None:
-    if b'"response_format"' not in request.payload:  # decoding every request again would cost more than its answer
-        return None
-    return schema_problem(request.body.get("response_format"), content)
+    if not any(word in request.payload for word in (b'"response_format"', b'"structured_outputs"')):
+        return None  # decoding every request again would cost more than its answer
+    return schema_problem(wanted_format(request.body), content)
 
 
 def _text(content: Any) -> str | None:

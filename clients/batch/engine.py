@@ -61,13 +61,13 @@ class Engine:
 
     Attributes:
         stop_reason: Why the run ended before its last row, or None.
-        verdict: What held the run back, see `Verdict.result`; empty before the run has ended.
+        seconds: Where the time went, see `Verdict.seconds`; empty before the run has ended.
     """
 
     def __init__(self, *, pool: Pool, committer: Committer, progress: Progress, settings: EngineSettings) -> None:
         self._pool, self._committer, self._progress, self._settings = pool, committer, progress, settings
         self.stop_reason: str | None = None
-        self.verdict: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
         self._rng = random.Random()  # noqa: S311  (jitter, not a secret)
         self._flights = Flights()
 
@@ -104,7 +104,7 @@ class Engine:
             if self.stop_reason is not None:
                 await self._land(backlog)
             watcher.cancel()
-        self.verdict = watch.verdict.result()
+        self.seconds = watch.verdict.seconds
 
     # --------------------------------------------------------------------- sending
 
@@ -124,8 +124,8 @@ class Engine:
         loop = asyncio.get_running_loop()
         error: ChatError | None = None
         try:
-            payload, _ = await self._exchange(flight)
-            fields = read_answer(flight.work.request, payload)
+            payload, raw = await self._exchange(flight)
+            fields = read_answer(flight.work.request, payload, raw, keep_raw=self._settings.keep_raw)
         except ChatError as failure:
             error = failure
         finally:

@@ -49,6 +49,8 @@ class Ledger:
         earlier: Folders of other plans' segments, whose answers are reused where the request is the same.
         first_row: Number of the shard's first row.
         rows: Rows in the shard.
+        retry: Outcomes of earlier runs whose rows are to be sent again; the earlier answer stands until a new one does.
+        share: Whether rows that ask the same share one answer.
         lock_patience_s: Seconds to wait for another process to end.
 
     Raises:
@@ -63,8 +65,12 @@ class Ledger:
         earlier: tuple[Folder, ...] = (),
         first_row: int,
         rows: int,
+        retry: frozenset[Outcome] = frozenset(),
+        share: bool = False,
         lock_patience_s: float = LOCK_PATIENCE_S,
     ) -> None:
+        self._retry = retry
+        self._leader_of: array.array[int] | None = None  # position of a joined row: that of the row it shares with
         self.home = home
         self._first_row = first_row
         self._segments: list[tuple[Folder, str]] = []
@@ -72,7 +78,7 @@ class Ledger:
         self._entry_of_row = array.array("q", [_UNANSWERED]) * rows
         self._written = 0
         self._nonce = secrets.token_hex(4)
-        self._known = AnswerIndex()
+        self._known = AnswerIndex(share=share)
         self._lock = _take_lock(home, lock_patience_s)
         try:
             self._read_folders((*earlier, home))
@@ -89,6 +95,9 @@ class Ledger:
     def claim(self, request: ChatRequest) -> Outcome | None:
         """Take an earlier answer to the same request for this row, if there is one that no other row has taken.
 
+        Returns:
+            How it ended; None when the row is to be sent.
+
         Raises:
             PromptsError: the shard has no such row.
         """
@@ -102,15 +111,26 @@ class Ledger:
         if entry is None:
             return None
         self._entry_of_row[at] = entry
-        return self._known.outcome(entry)
+        outcome = self._known.outcome(entry)
+        return None if outcome in self._retry else outcome
+
+    def join(self, row: int, leader: int) -> None:
+        """Give a row whatever answer another row of the shard has or will have."""
+        if self._leader_of is None:
+            self._leader_of = array.array("q", [_UNANSWERED]) * len(self._entry_of_row)
+        self._leader_of[row - self._first_row] = leader - self._first_row
 
     def commit(self, results: list[ChatResult]) -> None:
         """Write some answers as one segment, sorted by row; they are kept when this returns.
 
+        A row that was sent again and has come to nothing keeps its earlier answer.
+
         Raises:
             StorageError: nothing of this segment was kept, everything committed before it was.
         """
-        results = sorted(results, key=lambda result: result.row)
+        results = sorted(filter(self._is_news, results), key=lambda result: result.row)
+        if not results:
+            return
         columns = {name: [getattr(result, name) for result in results] for name in COLUMNS.names}
         name = f"{self._written:06d}-{self._nonce}.parquet"
         self.home.write(name, _encode(pa.Table.from_pydict(columns, schema=COLUMNS)))
@@ -121,19 +141,21 @@ class Ledger:
 
     def unanswered(self) -> int:
         """Rows of the shard for which no answer is committed."""
-        return self._entry_of_row.count(_UNANSWERED)
+        return int(pc.sum(pc.equal(self._entries(), _UNANSWERED)).as_py() or 0)
 
     def rows_by_segment(self) -> Iterator[tuple[pa.Table, pa.Array]]:
         """Every committed answer that a row uses: a segment's answers, and the row numbers they are for.
 
         Yields:
-            A table of `COLUMNS` and an int64 array of the same length. A segment no row uses is not read.
+            A table of `COLUMNS` and an int64 array of the same length. Of the rows that share an answer the first has
+            its attempts, the others none. A segment no row uses is not read.
         """
         rows = _int64(array.array("q", range(self._first_row, self._first_row + len(self._entry_of_row))))
-        entries = _int64(self._entry_of_row)
+        entries = self._entries()
         used = pa.table({"row": rows, "entry": entries}).filter(pc.greater_equal(entries, 0))
         where = _int64(self._where).take(used["entry"])
-        used = used.append_column("where", where).sort_by("where").combine_chunks()
+        used = used.append_column("where", where).sort_by([("where", "ascending"), ("row", "ascending")])
+        used = used.append_column("shared", _same_as_before(used["where"].combine_chunks())).combine_chunks()
         segments = pc.shift_right(used["where"], pa.scalar(32, pa.int64()))
         start = 0
         for count in pc.value_counts(segments):
@@ -141,8 +163,23 @@ class Ledger:
             start += len(part)
             folder, name = self._segments[count["values"].as_py()]
             positions = pc.bit_wise_and(part["where"], pa.scalar(0xFFFFFFFF, pa.int64()))
-            table = _read_segment(folder, name, COLUMNS)
-            yield table.take(positions), part["row"].combine_chunks()
+            table = _read_segment(folder, name, COLUMNS).take(positions)
+            attempts = pc.if_else(part["shared"], pa.scalar(0, pa.int32()), table["attempts"])
+            at = COLUMNS.get_field_index("attempts")
+            yield table.set_column(at, COLUMNS.field(at), attempts), part["row"].combine_chunks()
+
+    def _entries(self) -> pa.Array:
+        """The entry of each row."""
+        entries = _int64(self._entry_of_row)
+        if self._leader_of is None:
+            return entries
+        leaders = _int64(self._leader_of)
+        shared = entries.take(pc.if_else(pc.equal(leaders, _UNANSWERED), None, leaders))
+        return pc.if_else(pc.fill_null(pc.greater_equal(shared, 0), False), shared, entries)
+
+    def _is_news(self, result: ChatResult) -> bool:
+        nothing = result.outcome in (Outcome.FAILED, Outcome.REJECTED)
+        return not nothing or self._entry_of_row[result.row - self._first_row] == _UNANSWERED
 
     def _add_entry(self, segment: int, position: int) -> int:
         self._where.append(segment << 32 | position)
@@ -203,10 +240,20 @@ def _int64(numbers: "array.array[int]") -> pa.Array:
     return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers.tobytes())])
 
 
+def _same_as_before(sorted_numbers: pa.Array) -> pa.Array:
+    if not len(sorted_numbers):
+        return pa.array([], pa.bool_())
+    return pa.concat_arrays([pa.array([False]), pc.equal(sorted_numbers[1:], sorted_numbers[:-1])])
+
+
 def _read_segment(folder: Folder, name: str, columns: pa.Schema) -> pa.Table:
     with folder.open(name) as file:
         try:
-            return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns.names).cast(columns)
+            table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns.names)
+            for at, field in enumerate(columns):  # a column that was added since
+                if field.nullable and field.name not in table.column_names:
+                    table = table.add_column(at, field, pa.nulls(len(table), field.type))
+            return table.cast(columns)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise _unreadable(folder, name, error) from error
 

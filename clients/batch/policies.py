@@ -12,7 +12,7 @@ from clients.records import ChatRequest, Outcome
 _MAY_DIFFER = frozenset({Outcome.SCHEMA_INVALID, Outcome.EMPTY, Outcome.TRUNCATED, Outcome.TRUNCATED_IN_REASONING})
 
 #: A JSON answer that runs into one of these is a loop that would fill the whole token limit with blanks.
-_BLANKS = ["\n" * 64, " " * 256, "\t" * 64, " \n" * 32]
+BLANKS = ["\n" * 64, " " * 256, "\t" * 64, " \n" * 32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,4 +69,4 @@ def first_payload(request: ChatRequest) -> bytes:
     body = request.body
     if (body.get("response_format") or {}).get("type") not in ("json_schema", "json_object") or "stop" in body:
         return payload
-    return orjson.dumps({**body, "stop": _BLANKS})
+    return orjson.dumps({**body, "stop": BLANKS})

@@ -3,11 +3,14 @@
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from clients.events import emit
 from clients.records import ChatResult, Outcome
 
 logger = logging.getLogger(__name__)
+
+_OUTCOMES: Sequence[Outcome] = tuple(Outcome)
 
 #: Seconds between two progress events: often at first, when a person looks, then sparingly, for the pod's log.
 _EARLY_INTERVAL_S, _INTERVAL_S, _EARLY_S = 1.0, 5.0, 120.0
@@ -19,12 +22,16 @@ class Progress:
     Args:
         shard: Number of the shard.
         rows: Rows in it.
+        first_row: Number of the first of them.
     """
 
-    def __init__(self, *, shard: int, rows: int) -> None:
-        self.shard, self.rows = shard, rows
+    def __init__(self, *, shard: int, rows: int, first_row: int = 0) -> None:
+        self.shard, self.rows, self._first_row = shard, rows, first_row
         self.outcomes: Counter[str] = Counter()
         self.last_error = ""
+        self.joined = 0
+        self._end_of_row = bytearray(rows)  # 1 + the outcome's place in _OUTCOMES; 0 while it has none
+        self._followers: Counter[int] = Counter()  # of rows that have no outcome yet
         self.session_outcomes: Counter[str] = Counter()  # of rows that were sent now
         self.reused = self.retries = self.output_tokens = 0
         self._started = time.monotonic()
@@ -37,9 +44,18 @@ class Progress:
 
     def finish(self, result: ChatResult) -> None:
         """Count a row that was answered, refused or given up now."""
-        self.outcomes[result.outcome] += 1
+        self.outcomes[result.outcome] += 1 + self._followers.pop(result.row, 0)
         self.session_outcomes[result.outcome] += 1
+        self._end_of_row[result.row - self._first_row] = 1 + _OUTCOMES.index(result.outcome)
         self.output_tokens += result.completion_tokens or 0
+
+    def join(self, leader: int) -> None:
+        """Count a row that shares the answer of an earlier row, which may have it already or not."""
+        self.joined += 1
+        if (end := self._end_of_row[leader - self._first_row]) > 0:
+            self.outcomes[_OUTCOMES[end - 1]] += 1
+        else:
+            self._followers[leader] += 1
 
     def malformed(self) -> None:
         """Count a row that cannot be sent."""
@@ -59,6 +75,7 @@ class Progress:
             rows=self.rows,
             done=self.outcomes.total(),
             reused=self.reused,
+            joined=self.joined,
             ok=self.outcomes[Outcome.OK],
             outcomes=dict(self.outcomes),
             output_tokens=self.output_tokens,

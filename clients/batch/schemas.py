@@ -18,6 +18,21 @@ class _TooLongError(BaseException):
     """Internal: the time for a check is up; no `except Exception` on the way may swallow it."""
 
 
+def wanted_format(body: Mapping[str, Any]) -> Any:
+    """The response_format of a request, or what says the same in vLLM's `structured_outputs`."""
+    guided = body.get("structured_outputs")
+    if body.get("response_format") is None and isinstance(guided, Mapping):
+        schema = guided.get("json")
+        if isinstance(schema, str):
+            with contextlib.suppress(orjson.JSONDecodeError):
+                schema = orjson.loads(schema)
+        if isinstance(schema, Mapping):
+            return {"type": "json_schema", "json_schema": {"schema": schema}}
+        if guided.get("json_object"):
+            return {"type": "json_object"}
+    return body.get("response_format")
+
+
 def schema_problem(response_format: Any, content: str) -> str | None:
     """Why an answer breaks the row's response_format, or None."""
     if not isinstance(response_format, Mapping) or response_format.get("type") not in ("json_schema", "json_object"):

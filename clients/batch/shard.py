@@ -11,8 +11,11 @@ from typing import Any
 from clients.batch.chat import ChatEndpoint, Timeouts
 from clients.batch.commits import Committer
 from clients.batch.controller import MOST
+from clients.batch.duplicates import Duplicates
 from clients.batch.engine import Engine, EngineSettings
 from clients.batch.ledger import Ledger, State
+from clients.batch.lengths import KnownLengths
+from clients.batch.longest_first import longest_first
 from clients.batch.options import RunOptions
 from clients.batch.pool import Pool
 from clients.batch.progress import Progress
@@ -36,12 +39,16 @@ class ShardRun:
     Attributes:
         progress: Its counts.
         stop_reason: Why it ended before its last row, or None.
-        verdict: See `Verdict.result`.
+        seconds: See `Verdict.seconds`.
     """
 
     progress: Progress
     stop_reason: str | None
-    verdict: dict[str, Any]
+    seconds: dict[str, float]
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the results wants to know about how they came about."""
+        return {"stop_reason": self.stop_reason, "seconds": self.seconds}
 
 
 #: Rows that are read and found answered, at some 40 us each, before the loop looks after anything else.
@@ -50,12 +57,14 @@ _ROWS_AT_A_TIME = 200
 
 def open_ledger(shard: Shard) -> Ledger:
     """The shard's ledger under its state root, with the answers of other plans under the same root at hand."""
-    state = State(Folder(shard.state))
+    state, options = State(Folder(shard.state)), RunOptions.from_json(shard.options)
     return Ledger(
         state.home(shard.plan, shard.shard),
         earlier=state.earlier(shard.plan),
         first_row=shard.part.first_row,
         rows=shard.rows,
+        retry=options.retry,
+        share=options.join_duplicates,
     )
 
 
@@ -79,24 +88,26 @@ def run_shard(
     Raises:
         EndpointError, StorageError: as in `Engine.run`.
     """
-    progress = Progress(shard=shard.shard, rows=shard.rows)
+    progress = Progress(shard=shard.shard, rows=shard.rows, first_row=shard.part.first_row)
     options = RunOptions.from_json(shard.options)
     settings = EngineSettings(policies=options.policies(), budgets=options.budgets(), keep_raw=options.raw_response)
     endpoints = [ChatEndpoint(url, api_key=api_key, timeouts=timeouts) for url in shard.base_url.split()]
+    known = KnownLengths(options.lengths_from) if options.lengths_from else None
     engines: list[Engine] = []
 
     async def run() -> None:
         pool = Pool(endpoints, cap=_cap(shard.concurrency), wait_s=shard.server_wait_s)
         engine = Engine(pool=pool, committer=Committer(ledger), progress=progress, settings=settings)
         engines.append(engine)
-        await engine.run(_to_send(shard, ledger, progress))
+        requests = _to_send(shard, ledger, progress, join=options.join_duplicates)
+        await engine.run(requests if known is None else longest_first(requests, known.tokens))
 
     try:
         _run(run, stopping)
     finally:
         progress.report(in_flight=0, waiting=0, force=True)
     (engine,) = engines
-    return ShardRun(progress, engine.stop_reason, engine.verdict)
+    return ShardRun(progress, engine.stop_reason, engine.seconds)
 
 
 def _cap(concurrency: int) -> int:
@@ -109,8 +120,8 @@ def _cap(concurrency: int) -> int:
     return min(concurrency or MOST, files)
 
 
-def write_part(shard: Shard, ledger: Ledger, path: Path) -> int:
-    """Write the shard's rows, each with its answer, in input order.
+def write_part(shard: Shard, ledger: Ledger, path: Path, *, run: ShardRun) -> int:
+    """Write the shard's rows, each with its answer, in input order, and how the run went.
 
     Returns:
         Rows for which no answer is committed; each stands in the file as `failed`, with `error_code = "missing"`.
@@ -125,6 +136,7 @@ def write_part(shard: Shard, ledger: Ledger, path: Path) -> int:
         CarriedColumns(shard.carried),
         first_row=shard.part.first_row,
         settings=shard.settings(),
+        run=run.facts(),
     )
 
 
@@ -140,8 +152,9 @@ def _all_rows(shard: Shard) -> Iterator[Row]:
         )
 
 
-def _to_send(shard: Shard, ledger: Ledger, progress: Progress) -> Iterator[ChatRequest | None]:
+def _to_send(shard: Shard, ledger: Ledger, progress: Progress, *, join: bool) -> Iterator[ChatRequest | None]:
     """The shard's rows that need an answer, read as they are asked for; None between many that need none."""
+    duplicates = Duplicates(first_row=shard.part.first_row, rows=shard.rows) if join else None
     idle = 0
     for line in read_lines(shard.prompts, shard.part):
         request = parse_row(line, shard.defaults).request
@@ -149,6 +162,9 @@ def _to_send(shard: Shard, ledger: Ledger, progress: Progress) -> Iterator[ChatR
             progress.malformed()
         elif (outcome := ledger.claim(request)) is not None:
             progress.reuse(outcome)
+        elif duplicates is not None and (leader := duplicates.leader(request)) is not None:
+            ledger.join(request.row, leader)
+            progress.join(leader)
         else:
             yield request
             continue

@@ -1,20 +1,10 @@
-"""What held a run back, from samples taken while it ran: the client, the server, a limit set by hand, or the tail."""
+"""Where the time of a run goes, from samples taken while it runs; `clients.results.verdict` says what it means."""
 
 import dataclasses
 from collections import defaultdict
-from typing import Any
 
 #: Share of a processor core from which on the client itself is the brake.
 _BUSY = 0.85
-
-_ADVICE = {
-    "server-bound": "The servers' batches were full: more replicas or GPUs would make it faster.",
-    "client-bound": "The client used a whole processor core: more shards would make it faster.",
-    "cap-bound": "The limit set by --concurrency held it back: leave it out, or raise it.",
-    "tail-bound": "It waited for a few long answers: a lower max_tokens, fewer shards or longest first would help.",
-    "ramp-bound": "It ended before it found out what the servers can do: nothing to change for so few rows.",
-    "waiting": "It waited for a server that was down or failing: look at the server's log.",
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +42,10 @@ class Verdict:
         """Take in one moment."""
         self._seconds[_state(sample)] += sample.seconds
 
-    def result(self) -> dict[str, Any]:
-        """What took most of the time, what to do about it, and the seconds spent in each state."""
-        total = sum(self._seconds.values())
-        kind = max(self._seconds, key=lambda state: self._seconds[state]) if total else "ramp-bound"
-        if total and kind == "server-bound" and self._seconds["tail-bound"] > 0.25 * total:
-            kind = "tail-bound"
-        seconds = {state: round(spent, 2) for state, spent in self._seconds.items()}
-        return {"kind": kind, "advice": _ADVICE[kind], "seconds": seconds}
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each state."""
+        return {state: round(spent, 2) for state, spent in self._seconds.items()}
 
 
 def _state(sample: Sample) -> str:

@@ -237,7 +237,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_tokens": ("a whole number of at least 1", _is_count),
     "max_completion_tokens": ("a whole number of at least 1", _is_count),
     "seed": ("a whole number", lambda value: _is_number(value) and float(value).is_integer()),
-    "n": ("1 (one answer a row)", lambda value: _is_number(value) and value == 1),
+    "n": ("a whole number of at least 1", _is_count),
     "response_format": ("an object", lambda value: isinstance(value, dict)),
     "tools": ("a list", lambda value: isinstance(value, list)),
 }

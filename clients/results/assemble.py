@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from clients.prompts.columns import CarriedColumns
 from clients.prompts.rows import Row
 from clients.records import InvalidRow, Outcome
-from clients.results.schema import COLUMNS, SETTINGS_KEY
+from clients.results.schema import COLUMNS, RUN_KEY, SETTINGS_KEY
 from clients.storage import refusals
 
 #: Rows that are in memory at once; also the row group of the Parquet files (at 2 KB an answer, some 15 MB).
@@ -34,6 +34,7 @@ def write_results(
     *,
     first_row: int,
     settings: Mapping[str, Any],
+    run: Mapping[str, Any] | None = None,
 ) -> int:
     """Write one result row for every input row.
 
@@ -44,6 +45,7 @@ def write_results(
         carried: The columns the whole input carries.
         first_row: Number of the first row.
         settings: Kept as JSON in the file's metadata.
+        run: How the shard's run went; kept likewise.
 
     Returns:
         Rows for which there was no answer; each is written with `outcome = "failed"` and `error_code = "missing"`.
@@ -64,6 +66,7 @@ def write_results(
             table, lost = _join(window, sorter.window(at), carried, schema)
             writer.write_table(table, row_group_size=WINDOW_ROWS)
             missing += lost
+        writer.add_key_value_metadata({RUN_KEY: orjson.dumps(run or {})})
     return missing
 
 

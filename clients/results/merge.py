@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from clients.errors import StorageError
 from clients.records import Outcome
 from clients.results.assemble import WINDOW_ROWS
-from clients.results.schema import SETTINGS_KEY
+from clients.results.schema import RUN_KEY, SETTINGS_KEY
 from clients.results.summary import Summary, SummaryCollector
 from clients.storage import refusals
 
@@ -40,7 +40,8 @@ def merge_parts(parts: list[Path], results: Path, rejects: Path) -> Summary:
 
 
 def _merge(parts: list[_Part], results: Path, rejects: Path) -> Summary:
-    schema = parts[0][2].schema_arrow
+    metadata = parts[0][2].schema_arrow.metadata
+    schema = parts[0][2].schema_arrow.with_metadata({key: metadata[key] for key in metadata if key != RUN_KEY})
     collector = SummaryCollector()
     with (
         refusals("write", results),
@@ -53,7 +54,8 @@ def _merge(parts: list[_Part], results: Path, rejects: Path) -> Summary:
             rejected = batch.filter(pc.not_equal(batch["outcome"], Outcome.OK.value))
             if rejected.num_rows:
                 not_ok.write_batch(rejected, row_group_size=WINDOW_ROWS)
-    return collector.summary(settings=orjson.loads(schema.metadata[SETTINGS_KEY]))
+    runs = [orjson.loads(file.metadata.metadata.get(RUN_KEY, b"{}")) for _, _, file in parts]
+    return collector.summary(settings=orjson.loads(schema.metadata[SETTINGS_KEY]), runs=runs)
 
 
 def _batches(parts: list[_Part]) -> Iterator[pa.RecordBatch]:

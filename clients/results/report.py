@@ -8,7 +8,7 @@ from clients.records import Outcome
 from clients.results.advice import ADVICE
 from clients.results.charts import histogram_chart, latency_text, throughput_chart
 from clients.results.distribution import Spread
-from clients.results.format import compact, count, duration, moment, rate, seconds, share
+from clients.results.format import compact, count, counted, duration, moment, rate, seconds, share
 from clients.results.page import empty, escape, page, section, stats, table
 from clients.results.summary import Summary
 
@@ -60,9 +60,14 @@ def _headline(summary: Summary, title: str) -> str:
     if summary["cached_tokens"]:
         facts.append(f"{share(summary['cached_tokens'], summary['prompt_tokens'])} of the prompt from cache")
     facts.append(f"{count(summary['retries'])} retries")
+    if summary["joined"]:
+        facts.append(f"{counted(summary['joined'], 'row')} answered together with an identical one")
+    notes = [f"Stopped early: {summary['stopped_early']}."] if summary["stopped_early"] else []
+    notes += [summary["verdict"]["advice"]] if summary["verdict"] else []
     return (
         f'<header><h1>{escape(title)}</h1><p class="soft">{_line(models, when)}</p></header>'
         f'<div class="tiles">{shown}</div><p class="small soft">{_line(*facts)}</p>'
+        f'<p class="small soft">{escape(" ".join(notes))}</p>'
     )
 
 

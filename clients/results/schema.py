@@ -27,9 +27,11 @@ COLUMNS = pa.schema(
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
         pa.field("trace_id", pa.string()),
+        pa.field("raw_response", pa.string()),
     ],
     metadata={"kubeflow_llm_inference.format_version": str(FORMAT_VERSION)},
 )
 
-#: Key of the Parquet metadata that holds, as JSON, how the results were made.
+#: Keys of the Parquet metadata that hold, as JSON, what the results were asked for, and how their run went.
 SETTINGS_KEY = b"kubeflow_llm_inference.settings"
+RUN_KEY = b"kubeflow_llm_inference.run"

@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from clients.records import Outcome
 from clients.results.distribution import Distribution, Histogram, Spread
 from clients.results.timeline import Throughput, Timeline
+from clients.results.verdict import Verdict, judge
 
 #: Raised when a key changes its meaning; added keys do not raise it.
 FORMAT_VERSION = 1
@@ -43,6 +44,9 @@ class Summary(TypedDict):
         latency_s: Of the answered rows' last attempts; None without any.
         completion_tokens_per_row: Of the answered rows that report it; None without any.
         retries: Attempts beyond the first, summed.
+        joined: Rows that ask the same as an earlier row and share its answer; they count in `rows` and `outcomes` only.
+        stopped_early: Why a shard ended before its last row; None when none did.
+        verdict: What held the run back; None when nothing was sent.
         throughput: What finished when, in buckets of active time.
         slowest: Rows with the longest last attempt, longest first, whatever their outcome.
         not_ok: Example rows in input order; each outcome in turn gives its first ones, so that none hides another.
@@ -65,6 +69,9 @@ class Summary(TypedDict):
     latency_s: Spread | None
     completion_tokens_per_row: Spread | None
     retries: int
+    joined: int
+    stopped_early: str | None
+    verdict: Verdict | None
     latency_histogram: Histogram | None
     completion_tokens_histogram: Histogram | None
     throughput: Throughput
@@ -88,7 +95,7 @@ class SummaryCollector:
         self._rows = 0
         self._timed_rows = 0
         self._outcomes: Counter[str] = Counter({word.value: 0 for word in Outcome})
-        self._totals: Counter[str] = Counter(prompt_tokens=0, completion_tokens=0, cached_tokens=0, retries=0)
+        self._totals: Counter[str] = Counter(prompt_tokens=0, completion_tokens=0, cached_tokens=0, retries=0, joined=0)
         self._names: dict[str, Counter[str]] = {name: Counter() for name in ("error_code", "model", "endpoint")}
         self._latency = Distribution()
         self._output = Distribution()
@@ -108,17 +115,23 @@ class SummaryCollector:
         self._outcomes.update(_counts(outcome))
         for name, counter in self._names.items():
             _count_capped(counter, _counts(batch[name]))
+        sent = pc.greater(batch["attempts"], 0)
+        answered = pc.is_in(outcome, value_set=pa.array(sorted(ANSWERED), pa.string()))
+        self._totals["joined"] += batch.num_rows - (pc.sum(pc.or_(sent, pc.invert(answered))).as_py() or 0)
+        self._count_sent(batch.filter(sent))
+        self._keep_not_ok(batch, outcome)
+
+    def _count_sent(self, batch: pa.RecordBatch) -> None:
         for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
             self._totals[name] += pc.sum(batch[name]).as_py() or 0
         self._totals["retries"] += pc.sum(pc.max_element_wise(pc.subtract(batch["attempts"], 1), 0)).as_py() or 0
         latency = _plausible(batch["latency_s"], _LONGEST_LATENCY_S)
         output = _plausible(batch["completion_tokens"], None)
-        answered = pc.is_in(outcome, value_set=pa.array(sorted(ANSWERED), pa.string()))
+        answered = pc.is_in(batch["outcome"].cast(pa.string()), value_set=pa.array(sorted(ANSWERED), pa.string()))
         self._latency.add(latency.filter(answered).drop_null())
         self._output.add(output.filter(answered).drop_null())
         self._add_times(batch["started_at"], latency, output)
         self._keep_slowest(batch, latency)
-        self._keep_not_ok(batch, outcome)
 
     def _add_times(self, started_at: pa.Array, latency: pa.Array, output: pa.Array) -> None:
         known = pc.and_(started_at.is_valid(), latency.is_valid())
@@ -149,11 +162,12 @@ class SummaryCollector:
             found = batch.select(_FAILED_COLUMNS).take(first).to_pylist()
             self._not_ok[word] = sorted([*kept, *map(_clipped, found)], key=lambda row: row["row"])[: self._keep]
 
-    def summary(self, *, settings: Mapping[str, Any]) -> Summary:
+    def summary(self, *, settings: Mapping[str, Any], runs: Sequence[Mapping[str, Any]] = ()) -> Summary:
         """The numbers so far. More batches may follow.
 
         Args:
             settings: What the run was asked to do, JSON-able and free of secrets: it is printed in the report.
+            runs: Of each shard, why it stopped early (`stop_reason`) and where its time went (`seconds`).
         """
         active_s = self._timeline.active_s
         spread = self._output.spread()
@@ -175,6 +189,9 @@ class SummaryCollector:
             latency_s=self._latency.spread(),
             completion_tokens_per_row=spread,
             retries=self._totals["retries"],
+            joined=self._totals["joined"],
+            stopped_early=next((run["stop_reason"] for run in runs if run.get("stop_reason")), None),
+            verdict=judge(run.get("seconds", {}) for run in runs),
             latency_histogram=self._latency.histogram(),
             completion_tokens_histogram=self._output.histogram(whole=True),
             throughput=self._timeline.throughput(),

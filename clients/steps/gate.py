@@ -19,8 +19,9 @@ def gate(*, summary: str, max_error_rate: float) -> None:
         rows, outcomes = found["rows"], found["outcomes"]
         missing = found["error_codes"].get("missing", 0)
         if missing:
+            why = f" ({found['stopped_early']})" if found.get("stopped_early") else ""
             raise BudgetError(
-                f"{missing} of {rows} rows have no answer yet. Run the same command again to finish them."
+                f"{missing} of {rows} rows have no answer yet{why}. Run the same command again to finish them."
             )
         errors = {outcome: outcomes[outcome] for outcome in sorted(ERROR_OUTCOMES) if outcomes.get(outcome)}
         if rows and sum(errors.values()) > max_error_rate * rows:

@@ -35,13 +35,21 @@ def merge_shards(
 
 def _brief(summary: Summary) -> dict[str, Any]:
     """What the next step needs: a parameter is one argument of a process, so it stays small."""
-    return {name: summary[name] for name in ("rows", "outcomes", "error_codes")}
+    return {name: summary[name] for name in ("rows", "outcomes", "error_codes", "stopped_early")}
 
 
 def _scalars(summary: Summary) -> dict[str, float]:
     """Metrics of the run, by the words of summary.json."""
     found: dict[str, float | None] = {"rows": summary["rows"], **summary["outcomes"]}
-    for name in ("completion_tokens", "prompt_tokens", "duration_s", "rows_per_s", "output_tokens_per_s", "retries"):
+    for name in (
+        "completion_tokens",
+        "prompt_tokens",
+        "duration_s",
+        "rows_per_s",
+        "output_tokens_per_s",
+        "retries",
+        "joined",
+    ):
         found[name] = summary[name]
     latency = summary["latency_s"]
     if latency is not None:

@@ -33,5 +33,5 @@ def run_shard(*, spec: str, part_path: str) -> dict[str, Any]:
             shard = dataclasses.replace(shard, state=scratch)
         with open_ledger(shard) as ledger:
             done = run(shard, ledger, api_key=api_key(), timeouts=Timeouts(), stopping=stopping)
-            write_part(shard, ledger, Path(part_path))
+            write_part(shard, ledger, Path(part_path), run=done)
     return {"shard": shard.shard, "rows": shard.rows, "reused": done.progress.reused, **done.progress.outcomes}
