@@ -11,6 +11,23 @@ from clients.records import ChatRequest
 
 
 @dataclasses.dataclass(slots=True)
+class Ending:
+    """What a row may end with.
+
+    Attributes:
+        fields: `ChatResult` fields that only its answer or its failure tells.
+        started_at: UTC time at which the request was sent.
+        latency_s: Seconds it took.
+        endpoint: Base URL it was sent to.
+    """
+
+    fields: dict[str, Any]
+    started_at: dt.datetime
+    latency_s: float
+    endpoint: str
+
+
+@dataclasses.dataclass(slots=True)
 class Work:
     """One row on its way.
 
@@ -22,7 +39,7 @@ class Work:
         flights: Requests for it that are under way, oldest first.
         payload: What is sent instead of the request as it came; None for that.
         had_second_chance: Whether an answer that was not `ok` was asked for once more.
-        kept: That answer, with its start, its latency and its endpoint, in case the second one comes to nothing.
+        fallback: What it ends with if nothing better comes: that answer, else its last failure.
         is_queued: Whether it waits for another attempt.
         done: Whether it has its outcome.
     """
@@ -35,7 +52,7 @@ class Work:
     flights: list[Any] = dataclasses.field(default_factory=list)
     payload: bytes | None = None
     had_second_chance: bool = False
-    kept: tuple[dict[str, Any], dt.datetime, float, str] | None = None
+    fallback: Ending | None = None
     is_queued: bool = False
     done: bool = False
 

@@ -96,13 +96,16 @@ class ChatEndpoint:
             EndpointError: TLS fails in a way that no further try heals.
         """
         try:
-            connection = await connect(
-                address, self.port, tls=self.tls, server_name=self.host, timeout_s=self.timeouts.connect
+            return await connect(
+                address,
+                self.port,
+                tls=self.tls,
+                server_name=self.host,
+                timeout_s=self.timeouts.connect,
+                made=self._connections.add,
             )
         except ssl.SSLCertVerificationError as error:
             raise EndpointError(f"{self.base_url}: TLS fails: {_one_line(str(error))}. {CERTIFICATE_MEND}") from error
-        self._connections.add(connection)
-        return connection
 
     def close(self) -> None:
         """Cut every connection that is still open."""

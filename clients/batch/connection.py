@@ -10,6 +10,7 @@ import dataclasses
 import socket
 import ssl
 import zlib
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -108,6 +109,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; watch for a peer that vanishes without a word."""
         self._transport = cast(asyncio.Transport, transport)
+        if self._lost is not None:  # closed before it was open
+            self._transport.abort()
         sock = transport.get_extra_info("socket")
         if sock is not None:
             _watch_for_life(sock)
@@ -228,7 +231,13 @@ class Connection(asyncio.Protocol):
 
 
 async def connect(
-    host: str, port: int, *, tls: ssl.SSLContext | None, server_name: str, timeout_s: float
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None,
+    server_name: str,
+    timeout_s: float,
+    made: Callable[[Connection], object],
 ) -> Connection:
     """Open a connection.
 
@@ -238,16 +247,23 @@ async def connect(
         tls: None for plain HTTP.
         server_name: Host name that a certificate must carry.
         timeout_s: Seconds for TCP and TLS together.
+        made: Called with the connection before it is open; a wait that is cancelled later hands it to nobody else.
 
     Raises:
         UnreachableError: no connection could be made.
         ssl.SSLCertVerificationError: nobody vouches for the server's certificate.
     """
     loop = asyncio.get_running_loop()
+
+    def make() -> Connection:
+        connection = Connection(loop)
+        made(connection)
+        return connection
+
     try:
         async with asyncio.timeout(timeout_s):
             _, connection = await loop.create_connection(
-                lambda: Connection(loop), host, port, ssl=tls, server_hostname=server_name if tls else None
+                make, host, port, ssl=tls, server_hostname=server_name if tls else None
             )
     except TimeoutError as error:
         raise UnreachableError("connect_timeout", f"no connection within {timeout_s:g} s") from error

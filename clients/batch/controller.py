@@ -3,7 +3,8 @@
 The aim is a server whose batch is full and whose queue is short. What is observed, best first:
 
 1. **Telemetry** (`/metrics`): while nothing waits at the server and the limit is used up, the limit doubles; once a
-   queue stays, the limit is what runs plus a small reserve, for the time between an answer and the next request.
+   queue stays, the limit is our share of what runs plus a small reserve, for the time between an answer and the next
+   request. Many preemptions mean that the KV cache does not hold what runs: the limit then falls to that, for a while.
 2. **Refusals** (429, 503): the limit is what the server held when it refused. Single refusals while its queue is known
    to be empty, or a few among many answers, are accidents and not a matter of load.
 3. **Latency**, where there is no telemetry. vLLM queues without bound and never refuses by default, so a limit that
@@ -34,6 +35,9 @@ _FRESH_S = 5.0
 
 #: Seconds for which a limit found by refusals is not exceeded; doubled each time it proves right.
 _CEILING_S, _CEILING_MAX_S = 10.0, 120.0
+
+#: Share of the running requests that may be preempted between two readings before the limit falls.
+_MANY_PREEMPTED = 0.02
 
 #: Share of a limit's growth that throughput must grow by; with less the server is taken to be full.
 _LEAST_GAIN = 0.15
@@ -70,6 +74,7 @@ class ConcurrencyController:
         self._telemetry_at = -math.inf
         self._queue_empty = False
         self._queue_since: float | None = None
+        self._preemptions: int | None = None
         self._ceiling = MOST
         self._ceiling_until = -math.inf
         self._ceiling_s = _CEILING_S
@@ -90,8 +95,13 @@ class ConcurrencyController:
             now: Seconds on any clock that does not go backwards.
         """
         self._telemetry_at = now
-        reserve = max(2, math.ceil(self._reserve * load.running))
+        ours = min(1.0, in_flight / max(1, load.running + load.waiting))  # others may use the server, too
+        running = round(ours * load.running)
+        reserve = max(2, math.ceil(self._reserve * running))
         self._queue_empty = load.waiting <= reserve // 4
+        if self._is_thrashing(load):
+            self._hold(running, now)
+            return self._set(min(self.limit, running), now, f"KV cache is short: {load.preemptions} preemptions")
         if in_flight < 0.9 * self.limit or load.running + load.waiting < 0.8 * in_flight:
             self._queue_since = None
             return None  # the limit is not what holds us back, or not all of it has arrived yet
@@ -106,7 +116,7 @@ class ConcurrencyController:
         self.is_full = True
         if load.waiting <= 1.5 * reserve:
             return None
-        return self._set(load.running + reserve, now, f"a queue stays: {load.running} run, {load.waiting} wait")
+        return self._set(running + reserve, now, f"a queue stays: {load.running} run, {load.waiting} wait")
 
     def refused(self, in_flight: int, now: float) -> Change | None:
         """Take in a refusal for want of room (429, 503).
@@ -122,8 +132,7 @@ class ConcurrencyController:
             return None
         if self._ceiling_until > -math.inf and self._refused == 3:
             self._ceiling_s = min(_CEILING_MAX_S, 2 * self._ceiling_s)
-        self._ceiling, self._ceiling_until = max(1, in_flight), now + self._ceiling_s
-        self.is_full = True
+        self._hold(in_flight, now)
         return self._set(min(self.limit, self._ceiling), now, f"refused with {in_flight} in flight", keep_counts=True)
 
     def answered(self, latency_s: float, tokens: int | None, started_at: float, now: float) -> Change | None:
@@ -149,6 +158,16 @@ class ConcurrencyController:
         return self._judge(found, now)
 
     # ------------------------------------------------------------------------ inside
+
+    def _is_thrashing(self, load: Load) -> bool:
+        """Whether the server throws so many requests out of its batch that it computes much of it twice."""
+        before, self._preemptions = self._preemptions, load.preemptions
+        return before is not None and load.preemptions - before > max(1, _MANY_PREEMPTED * load.running)
+
+    def _hold(self, limit: int, now: float) -> None:
+        """Do not go beyond a limit for a while."""
+        self._ceiling, self._ceiling_until = max(1, limit), now + self._ceiling_s
+        self.is_full = True
 
     def _has_telemetry(self, now: float) -> bool:
         return now - self._telemetry_at < _FRESH_S

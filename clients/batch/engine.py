@@ -6,11 +6,11 @@ import dataclasses
 import datetime as dt
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from clients.batch.answers import read_answer
-from clients.batch.backlog import Backlog, Work
+from clients.batch.backlog import Backlog, Ending, Work
 from clients.batch.budgets import Budgets
 from clients.batch.commits import Committer
 from clients.batch.failures import costs_an_attempt
@@ -58,14 +58,24 @@ class Engine:
         committer: Where finished rows are kept.
         progress: What is counted and reported.
         settings: See EngineSettings.
+        learn: Told of every answer and its completion tokens, where the server counts them.
 
     Attributes:
         stop_reason: Why the run ended before its last row, or None.
         seconds: Where the time went, see `Verdict.seconds`; empty before the run has ended.
     """
 
-    def __init__(self, *, pool: Pool, committer: Committer, progress: Progress, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        committer: Committer,
+        progress: Progress,
+        settings: EngineSettings,
+        learn: Callable[[ChatRequest, int], None] | None = None,
+    ) -> None:
         self._pool, self._committer, self._progress, self._settings = pool, committer, progress, settings
+        self._learn = learn
         self.stop_reason: str | None = None
         self.seconds: dict[str, float] = {}
         self._rng = random.Random()  # noqa: S311  (jitter, not a secret)
@@ -169,18 +179,20 @@ class Engine:
         self._flights.any_answered = True
         self._flights.latencies.add(latency_s)
         replica.answered(now)
-        tokens = fields.get("completion_tokens")
+        tokens: int | None = fields["completion_tokens"]
+        if tokens is not None and self._learn is not None:
+            self._learn(work.request, tokens)
         self._pool.report(replica, replica.controller.answered(latency_s, tokens, flight.started, now))
         self._recall(work)
+        ending = Ending(fields, flight.started_at, latency_s, replica.endpoint.base_url)
         if not work.had_second_chance:
             payload = self._settings.policies.second_payload(work.request, fields["outcome"])
             if payload is not None:
-                work.had_second_chance, work.payload = True, payload
-                work.kept = (fields, flight.started_at, latency_s, replica.endpoint.base_url)
+                work.had_second_chance, work.payload, work.fallback = True, payload, ending
                 self._progress.retries += 1
                 backlog.again(work, 0)
                 return
-        self._finish(work, backlog, fields, flight.started_at, latency_s, replica.endpoint.base_url)
+        self._finish(work, ending, backlog)
 
     def _recall(self, work: Work) -> None:
         """Break off other requests for a row that has its answer."""
@@ -199,6 +211,8 @@ class Engine:
             work.refusals += 1
         else:
             work.attempts += 1
+        if not work.had_second_chance:
+            work.fallback = self._failure(flight, error, latency_s)
         if work.done or work.is_queued or work.flights:  # another request for this row decides
             return
         if free:
@@ -209,19 +223,19 @@ class Engine:
             self._progress.retries += 1
             backlog.again(work, delay_s)
             return
-        self._give_up(flight, error, backlog, latency_s)
+        self._progress.last_error = f"{error.code}: {error}"
+        self._end(work, backlog)
 
-    def _give_up(self, flight: Flight, error: ChatError, backlog: Backlog, latency_s: float) -> None:
-        work = flight.work
-        if work.kept is not None:  # the second chance came to nothing
-            fields, started_at, latency_s, endpoint = work.kept
-            self._finish(work, backlog, fields, started_at, latency_s, endpoint)
-            return
+    def _failure(self, flight: Flight, error: ChatError, latency_s: float) -> Ending:
         never = isinstance(error, RejectedError) and error.code not in _NOT_THE_ROW
         outcome = Outcome.REJECTED if never else Outcome.FAILED
-        self._progress.last_error = f"{error.code}: {error}"
         fields = {"outcome": outcome, "error_code": error.code, "error_message": str(error)}
-        self._finish(work, backlog, fields, flight.started_at, latency_s, flight.replica.endpoint.base_url)
+        return Ending(fields, flight.started_at, latency_s, flight.replica.endpoint.base_url)
+
+    def _end(self, work: Work, backlog: Backlog) -> None:
+        """End a row with the best that came of it, if anything did."""
+        if work.fallback is not None and not work.done:
+            self._finish(work, work.fallback, backlog)
 
     def _refuse_key(self, replica: Replica, error: ChatError) -> None:
         if error.code == "http_401" or (error.code == "http_403" and not self._flights.any_answered):
@@ -230,25 +244,17 @@ class Engine:
                 "Set OPENAI_API_KEY to a key it accepts and run the same command again."
             ) from error
 
-    def _finish(
-        self,
-        work: Work,
-        backlog: Backlog,
-        fields: dict[str, Any],
-        started_at: dt.datetime,
-        latency_s: float,
-        endpoint: str,
-    ) -> None:
-        request = work.request
+    def _finish(self, work: Work, ending: Ending, backlog: Backlog) -> None:
+        request, fields = work.request, ending.fields
         fields["model"] = fields.get("model") or request.body.get("model")
         result = ChatResult(
             row=request.row,
             id=request.id,
             request_hash=request.request_hash,
             attempts=work.attempts + work.refusals,
-            started_at=started_at,
-            latency_s=latency_s,
-            endpoint=endpoint,
+            started_at=ending.started_at,
+            latency_s=ending.latency_s,
+            endpoint=ending.endpoint,
             **fields,
         )
         work.done = True
@@ -265,7 +271,6 @@ class Engine:
                 await self._flights.landed.wait()
         for flight in self._flights.open:
             flight.break_off()
+            self._end(flight.work, backlog)
         for work in backlog.drop():
-            if work.kept is not None:
-                fields, started_at, latency_s, endpoint = work.kept
-                self._finish(work, backlog, fields, started_at, latency_s, endpoint)
+            self._end(work, backlog)

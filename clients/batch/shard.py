@@ -13,6 +13,7 @@ from clients.batch.commits import Committer
 from clients.batch.controller import MOST
 from clients.batch.duplicates import Duplicates
 from clients.batch.engine import Engine, EngineSettings
+from clients.batch.expectations import Expectations
 from clients.batch.ledger import Ledger, State
 from clients.batch.lengths import KnownLengths
 from clients.batch.longest_first import longest_first
@@ -92,15 +93,17 @@ def run_shard(
     options = RunOptions.from_json(shard.options)
     settings = EngineSettings(policies=options.policies(), budgets=options.budgets(), keep_raw=options.raw_response)
     endpoints = [ChatEndpoint(url, api_key=api_key, timeouts=timeouts) for url in shard.base_url.split()]
-    known = KnownLengths(options.lengths_from) if options.lengths_from else None
+    lengths = Expectations(KnownLengths(options.lengths_from).tokens if options.lengths_from else None)
     engines: list[Engine] = []
 
     async def run() -> None:
         pool = Pool(endpoints, cap=_cap(shard.concurrency), wait_s=shard.server_wait_s)
-        engine = Engine(pool=pool, committer=Committer(ledger), progress=progress, settings=settings)
+        engine = Engine(
+            pool=pool, committer=Committer(ledger), progress=progress, settings=settings, learn=lengths.learn
+        )
         engines.append(engine)
         requests = _to_send(shard, ledger, progress, join=options.join_duplicates)
-        await engine.run(requests if known is None else longest_first(requests, known.tokens))
+        await engine.run(longest_first(requests, lengths))
 
     try:
         _run(run, stopping)

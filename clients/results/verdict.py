@@ -1,6 +1,6 @@
 """What held a run back, and what to do about it: the client, the servers, a limit set by hand, the tail, or waiting."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
@@ -33,14 +33,16 @@ class Verdict(TypedDict):
 
 def judge(shards: Iterable[Mapping[str, float]]) -> Verdict | None:
     """The verdict from the seconds that each shard spent in each state; None when no shard sent anything."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for shard in shards:
-        seconds.update({state: float(spent) for state, spent in shard.items() if state in _ADVICE})
-    total = seconds.total()
+        for state, spent in shard.items():
+            if state in _ADVICE:
+                seconds[state] += spent
+    total = sum(seconds.values())
     if not total:
         return None
     kind = max(seconds, key=lambda state: seconds[state])
-    if kind == "server-bound" and seconds["tail-bound"] > _LONG_TAIL * total:
+    if kind == "server-bound" and seconds.get("tail-bound", 0.0) > _LONG_TAIL * total:
         kind = "tail-bound"
-    spent = {state: round(value, 2) for state, value in seconds.items()}
-    return Verdict(kind=kind, advice=_ADVICE[kind], seconds=spent)
+    rounded = {state: round(spent, 2) for state, spent in seconds.items()}
+    return Verdict(kind=kind, advice=_ADVICE[kind], seconds=rounded)
