@@ -190,7 +190,7 @@ class TestMixedRows:
         assert frame["row"].tolist() == list(range(12))
         assert frame["id"].tolist()[:4] == ["first", "row-1", "row-2", "b"]
         assert frame["outcome"].tolist() == [
-            "ok", "invalid", "ok", "ok", "rejected", "truncated_in_reasoning", "invalid", "ok", "ok", "failed",
+            "ok", "invalid", "ok", "ok", "rejected", "truncated_in_reasoning", "ok", "ok", "ok", "failed",
             "schema_invalid", "ok",
         ]  # fmt: skip
         for row, text in ((0, "수도는 어디입니까?"), (2, "second"), (3, "third"), (7, "same"), (11, "counted")):
@@ -199,6 +199,17 @@ class TestMixedRows:
         assert frame["topic"].tolist()[:2] == ["지리", None] or pd.isna(frame["topic"][1])
         assert frame["weight"].tolist()[2] == 2.5
         assert frame["error_code"][9] == "http_404"
+
+    def test_all_choices_and_log_probabilities_are_kept(self, mixed: Any) -> None:
+        raw = results(mixed[1] / "결과")["raw_response"]
+        assert [choice["index"] for choice in json.loads(raw[6])["choices"]] == [0, 1]
+        assert raw.notna().tolist() == [row == 6 for row in range(12)]
+
+    def test_rows_that_ask_the_same_share_one_answer(self, mixed: Any) -> None:
+        frame, server = results(mixed[1] / "결과"), mixed[2]
+        assert server.seen("same") == 1
+        assert frame["content"][7] == frame["content"][8]
+        assert frame["attempts"].tolist()[7:9] == [1, 0]
 
     def test_the_requests_are_what_the_rows_and_the_flags_say(self, mixed: Any) -> None:
         server = mixed[2]
@@ -215,21 +226,21 @@ class TestMixedRows:
 
     def test_the_command_says_what_it_did_and_where_it_is(self, mixed: Any) -> None:
         process, folder, _ = mixed
-        assert re.search(r"^ok +6 +50.0 %", process.stdout, re.MULTILINE)
+        assert re.search(r"^ok +7 +58.3 %", process.stdout, re.MULTILINE)
         assert re.search(r"^rejected +1 +8.3 % +The server says it can never work", process.stdout, re.MULTILINE)
         assert "결과/results.parquet" in process.stdout
         assert {path.name for path in (folder / "결과").iterdir()} >= FILES
         assert error_lines(process.stderr) == []
         summary = json.loads((folder / "결과/summary.json").read_text(encoding="utf-8"))
-        assert (summary["rows"], summary["outcomes"]["ok"]) == (12, 6)
+        assert (summary["rows"], summary["outcomes"]["ok"], summary["joined"]) == (12, 7, 1)
 
     def test_progress_events_keep_their_fields(self, mixed: Any) -> None:
         last = events(mixed[0].stderr, "shard.progress")[-1]
         assert set(last) == {
             "event", "shard", "rows", "done", "reused", "ok", "outcomes", "output_tokens", "retries", "in_flight",
-            "limit", "waiting", "elapsed_s",
+            "limit", "waiting", "elapsed_s", "joined",
         }  # fmt: skip
-        assert (last["rows"], last["done"], last["ok"], last["in_flight"], last["waiting"]) == (12, 12, 6, 0, 0)
+        assert (last["rows"], last["done"], last["ok"], last["in_flight"], last["waiting"]) == (12, 12, 7, 0, 0)
 
     def test_neither_key_nor_prompts_nor_answers_are_in_any_log_and_the_key_is_nowhere(self, mixed: Any) -> None:
         process, folder, _ = mixed

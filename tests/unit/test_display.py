@@ -73,6 +73,9 @@ def summary(**changes: Any) -> Any:
         "rows_per_s": 13.2,
         "completion_tokens": 1_234_567,
         "output_tokens_per_s": 13_218.0,
+        "joined": 0,
+        "stopped_early": None,
+        "verdict": None,
     }
     return fields | changes
 
