@@ -5,17 +5,15 @@ The aim is a server whose batch is full and whose queue is short. What is observ
 1. **Telemetry** (`/metrics`): while nothing waits at the server and the limit is used up, the limit doubles; once a
    queue stays, the limit is our share of what runs plus a small reserve, for the time between an answer and the next
    request. Many preemptions mean that the KV cache does not hold what runs: the limit then falls to that, for a while.
-2. **Refusals** (429, 503): the limit is what the server held when it refused. Single refusals while its queue is known
-   to be empty, or a few among many answers, are accidents and not a matter of load.
-3. **Latency**, where there is no telemetry. vLLM queues without bound and never refuses by default, so a limit that
-   learns from errors alone would climb for ever. A queue shows as waiting time that does not depend on an answer's
-   length; a server that only gets slower shows as throughput that no longer grows with the limit.
+2. **Refusals** (429, 503): the limit follows what the server holds, and exceeds it only after a while, step by step.
+   A few among many answers are accidents and not a matter of load.
+3. **Latency**, where there is no telemetry: see `clients.batch.blind`.
 """
 
 import dataclasses
 import math
 
-from clients.batch.latency import Fit, fit
+from clients.batch.blind import BlindPolicy
 from clients.batch.telemetry import Load
 
 #: Requests in flight at first: at most twice what the smallest servers run.
@@ -33,14 +31,14 @@ _QUEUE_LASTS_S = 0.4
 #: Telemetry older than this many seconds counts no more.
 _FRESH_S = 5.0
 
-#: Seconds for which a limit found by refusals is not exceeded; doubled each time it proves right.
+#: Refusals within so many seconds are one episode; below this number, or this share of the requests, an accident.
+_EPISODE_S, _FEW_REFUSED, _FEW_REFUSED_SHARE = 0.5, 3, 0.1
+
+#: Seconds for which a limit that the server has set is not exceeded; doubled each time it proves right.
 _CEILING_S, _CEILING_MAX_S = 10.0, 120.0
 
 #: Share of the running requests that may be preempted between two readings before the limit falls.
 _MANY_PREEMPTED = 0.02
-
-#: Share of a limit's growth that throughput must grow by; with less the server is taken to be full.
-_LEAST_GAIN = 0.15
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class Change:
 
 
 class ConcurrencyController:
-    """Finds the limit for one replica.
+    """Finds the limit for one replica. Every method takes `now`, seconds on any clock that does not go backwards.
 
     Args:
         cap: The limit never exceeds it; None for MOST.
@@ -71,18 +69,15 @@ class ConcurrencyController:
         self.limit = min(start, self._cap)
         self.is_full = False
         self._changed_at = -math.inf
+        self._blind = BlindPolicy(reserve=reserve)
         self._telemetry_at = -math.inf
-        self._queue_empty = False
         self._queue_since: float | None = None
         self._preemptions: int | None = None
-        self._ceiling = MOST
-        self._ceiling_until = -math.inf
-        self._ceiling_s = _CEILING_S
         self._refused = self._answered = 0
-        self._tokens = self._counted = 0
-        self._samples: list[tuple[float, float]] = []
-        self._quickest_wait_s = math.inf
-        self._before: tuple[int, float] | None = None  # the last smaller limit and its throughput
+        self._episode_from: int | None = None  # the limit before the refusals that come just now
+        self._episode_at = -math.inf
+        self._ceiling, self._ceiling_until, self._ceiling_s = MOST, -math.inf, _CEILING_S
+        self._step = 0  # of the growth beyond a ceiling
 
     # ----------------------------------------------------------------- observations
 
@@ -92,20 +87,23 @@ class ConcurrencyController:
         Args:
             load: The reading.
             in_flight: Our requests to this server when it was read.
-            now: Seconds on any clock that does not go backwards.
+            now: See the class.
         """
         self._telemetry_at = now
         ours = min(1.0, in_flight / max(1, load.running + load.waiting))  # others may use the server, too
         running = round(ours * load.running)
         reserve = max(2, math.ceil(self._reserve * running))
-        self._queue_empty = load.waiting <= reserve // 4
+        if self._is_refusing(now):
+            return None
+        if (ended := self._end_episode()) is not None:
+            return ended
         if self._is_thrashing(load):
             self._hold(running, now)
             return self._set(min(self.limit, running), now, f"KV cache is short: {load.preemptions} preemptions")
         if in_flight < 0.9 * self.limit or load.running + load.waiting < 0.8 * in_flight:
             self._queue_since = None
             return None  # the limit is not what holds us back, or not all of it has arrived yet
-        if self._queue_empty:
+        if load.waiting <= reserve // 4:
             self._queue_since = None
             growth = max(reserve, self.limit // 4) if self.is_full else self.limit
             return self._set(self.limit + growth, now, f"{load.running} run, {load.waiting} wait")
@@ -121,19 +119,27 @@ class ConcurrencyController:
     def refused(self, in_flight: int, now: float) -> Change | None:
         """Take in a refusal for want of room (429, 503).
 
+        The limit falls with each refusal to what is still in flight. One change is reported for all of an episode, when
+        it is over.
+
         Args:
             in_flight: Our other requests to this server.
-            now: As in `loaded`.
+            now: See the class.
         """
         self._refused += 1
-        if self._has_telemetry(now) and self._queue_empty:
+        taken = self._answered + in_flight
+        if self._refused < max(_FEW_REFUSED, _FEW_REFUSED_SHARE * (self._refused + taken)):
             return None
-        if self._refused < max(3, 0.1 * (self._refused + self._answered)):
-            return None
-        if self._ceiling_until > -math.inf and self._refused == 3:
-            self._ceiling_s = min(_CEILING_MAX_S, 2 * self._ceiling_s)
+        ended = None if self._is_refusing(now) else self._end_episode()
+        if self._episode_from is None:
+            self._episode_from = self.limit
+            if self._ceiling_until > -math.inf:
+                self._ceiling_s = min(_CEILING_MAX_S, 2 * self._ceiling_s)
+        self._episode_at = now
         self._hold(in_flight, now)
-        return self._set(min(self.limit, self._ceiling), now, f"refused with {in_flight} in flight", keep_counts=True)
+        self.limit = min(self.limit, self._ceiling)
+        self._changed_at = now
+        return ended
 
     def answered(self, latency_s: float, tokens: int | None, started_at: float, now: float) -> Change | None:
         """Take in an answer.
@@ -142,22 +148,35 @@ class ConcurrencyController:
             latency_s: Seconds it took.
             tokens: Its length; None when the server does not tell.
             started_at: When its request was sent.
-            now: As in `loaded`.
+            now: See the class.
         """
-        if started_at < self._changed_at:
-            return None  # it tells about the limit before
         self._answered += 1
-        if self._has_telemetry(now):
+        if not self._is_refusing(now) and (ended := self._end_episode()) is not None:
+            return ended
+        if started_at < self._changed_at or now - self._telemetry_at < _FRESH_S:
+            return None  # it tells about the limit before, or there is something better to go by
+        found = self._blind.judge(latency_s, tokens, self.limit)
+        if found is None:
             return None
-        self._samples.append((float(tokens or 1), latency_s))
-        self._tokens += tokens or 1
-        self._counted += 1
-        if len(self._samples) < max(8, min(64, self.limit // 4)):
-            return None
-        found, self._samples = fit(self._samples), []
-        return self._judge(found, now)
+        self.is_full = self._blind.is_full
+        limit, reason = found
+        return self._set(limit, now, reason)
 
     # ------------------------------------------------------------------------ inside
+
+    def _is_refusing(self, now: float) -> bool:
+        return now - self._episode_at <= _EPISODE_S
+
+    def _end_episode(self) -> Change | None:
+        """The change that the refusals have made, once they are over."""
+        old, self._episode_from = self._episode_from, None
+        if old is None:
+            return None
+        self._refused = self._answered = 0
+        self._blind.forget()
+        if old == self.limit:
+            return None
+        return Change(old, self.limit, f"refused: it holds {self.limit}")
 
     def _is_thrashing(self, load: Load) -> bool:
         """Whether the server throws so many requests out of its batch that it computes much of it twice."""
@@ -167,46 +186,21 @@ class ConcurrencyController:
     def _hold(self, limit: int, now: float) -> None:
         """Do not go beyond a limit for a while."""
         self._ceiling, self._ceiling_until = max(1, limit), now + self._ceiling_s
+        self._step = 0
         self.is_full = True
 
-    def _has_telemetry(self, now: float) -> bool:
-        return now - self._telemetry_at < _FRESH_S
-
-    def _judge(self, found: Fit, now: float) -> Change | None:
-        """Decide by latency alone, from the answers to one limit."""
-        self._quickest_wait_s = min(self._quickest_wait_s, found.wait_s)
-        tokens = self._tokens / self._counted  # of all: those that come first after a change are short
-        usual_s = found.wait_s + found.per_token_s * tokens if found.per_token_s else found.mean_s
-        share = max(0.0, found.wait_s - self._quickest_wait_s) / usual_s if found.per_token_s else 0.0
-        if share > 0.3:
-            self.is_full = True
-            room = self.limit * (1 - share) * (1 + self._reserve) + 2
-            return self._set(int(room), now, f"answers wait {share:.0%} of their time")
-        throughput = self.limit / usual_s
-        before, self._before = self._before, (self.limit, throughput)
-        if before is not None and before[0] < self.limit:
-            enough = 1 + _LEAST_GAIN * (self.limit / before[0] - 1)
-            if throughput < enough * before[1]:
-                self.is_full = True
-                return self._set(before[0], now, f"{self.limit} at once bring no more than {before[0]}")
-        if self.is_full:
-            if share > 0.05 or before is None or before[0] > self.limit:
-                return None
-            return self._set(self.limit + max(1, self.limit // 8), now, f"answers wait {share:.0%} of their time")
-        return self._set(2 * self.limit, now, f"answers wait {share:.0%} of their time")
-
-    def _set(self, limit: int, now: float, reason: str, *, keep_counts: bool = False) -> Change | None:
+    def _set(self, limit: int, now: float, reason: str) -> Change | None:
         if limit > self.limit and self._ceiling_until > -math.inf:
             if now < self._ceiling_until:
                 limit = min(limit, self._ceiling)
-            else:  # try a little more than what was refused once
-                limit = min(limit, self.limit + max(1, self.limit // 20))
+            else:  # a little more than what was refused once, then faster
+                self._step = min(self.limit, max(1, self.limit // 20, 2 * self._step))
+                limit = min(limit, self.limit + self._step)
         limit = max(1, min(limit, self._cap))
         if limit == self.limit:
             return None
         change = Change(self.limit, limit, reason)
         self.limit, self._changed_at = limit, now
-        self._samples = []
-        if not keep_counts:
-            self._refused = self._answered = 0
+        self._refused = self._answered = 0
+        self._blind.forget()
         return change
