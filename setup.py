@@ -15,6 +15,7 @@ setup(
     packages=[
         "clients",
         "clients.batch",
+        "clients.fake_vllm",
         "clients.prompts",
         "clients.results",
         "clients.steps",

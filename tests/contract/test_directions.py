@@ -12,7 +12,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("clients", "components", "pipelines") for path in (ROOT / folder).rglob("*.py"))
 
 #: Entry points and what only they use; no pod ever imports these.
-LAPTOP_ONLY = ("display", "workplace", "local_server", "local_model", "local_cache", "local_server_process")
+LAPTOP_ONLY = (
+    "display",
+    "preflight_view",
+    "workplace",
+    "local_server",
+    "local_model",
+    "local_cache",
+    "local_server_process",
+)
 
 #: Ranks within clients: a module may import modules of its own rank or lower ones.
 RANKS = {
@@ -77,6 +85,7 @@ def test_within_clients_the_rooms_are_in_order(path: Path) -> None:
 
 def test_only_the_edges_read_the_environment() -> None:
     edges = {
+        "clients/batch/footprint.py",  # which allocator Arrow is to use
         "clients/steps/boundary.py",
         "clients/openai_client.py",  # the one-prompt client, an entry point of its own
         "clients/query_vllm.py",
