@@ -44,7 +44,7 @@ class Timeouts:
 
     connect: float = 10.0
     first_byte: float = 1800.0
-    idle: float = 60.0
+    idle: float = 15.0
     total: float = 1800.0
 
 

@@ -114,7 +114,8 @@ class ConcurrencyController:
         self.is_full = True
         if load.waiting <= 1.5 * reserve:
             return None
-        return self._set(running + reserve, now, f"a queue stays: {load.running} run, {load.waiting} wait")
+        lost = min(in_flight // 5, max(0, in_flight - load.running - load.waiting))  # in flight for us alone
+        return self._set(running + reserve + lost, now, f"a queue stays: {load.running} run, {load.waiting} wait")
 
     def refused(self, in_flight: int, now: float) -> Change | None:
         """Take in a refusal for want of room (429, 503).

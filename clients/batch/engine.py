@@ -19,6 +19,7 @@ from clients.batch.policies import Policies, first_payload
 from clients.batch.pool import Pool
 from clients.batch.progress import Progress
 from clients.batch.replica import Replica
+from clients.batch.rescue import Rescue
 from clients.batch.retry import RetryPolicy
 from clients.batch.watch import Watch
 from clients.errors import ChatError, EndpointError, OverloadedError, RejectedError, TransientError, UnreachableError
@@ -106,7 +107,13 @@ class Engine:
                 pool=self._pool,
                 progress=self._progress,
                 budgets=self._settings.budgets,
-                send=lambda work, replica: self._send(work, replica, backlog, group),
+                rescue=Rescue(
+                    flights=self._flights,
+                    backlog=backlog,
+                    pool=self._pool,
+                    max_attempts=self._settings.retry.max_attempts,
+                    send=lambda work, replica: self._send(work, replica, backlog, group),
+                ),
                 stop=stop,
             )
             watcher = group.create_task(watch.run())

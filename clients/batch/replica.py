@@ -37,7 +37,7 @@ class Replica:
         down_since: When it went down.
         is_retired: Its address is no longer among those of the endpoint.
         last_answer: When it last answered a request; None before the first time.
-        load: The latest reading of its telemetry.
+        load: The latest reading of its telemetry, taken at `load_at`.
     """
 
     def __init__(self, site: Site, identity: str, controller: ConcurrencyController, now: float) -> None:
@@ -47,6 +47,7 @@ class Replica:
         self.down_reason, self.down_since = "", now
         self.last_answer: float | None = None
         self.load: Load | None = None
+        self.load_at = now
         self._idle: list[Connection] = []
         self._breaks: collections.deque[float] = collections.deque()
         self._failed_rows: set[int] = set()

@@ -1,14 +1,15 @@
-"""When a request has been under way for suspiciously long, so that a second one for its row is worth sending."""
+"""When a request has been under way for suspiciously long, so that a second one for its row is worth sending. Pure."""
 
 from clients.batch.latency import Latencies
 
 #: Answers needed before their latencies say anything.
 _FEW, _ENOUGH = 3, 50
 
-_LEAST_S = 2.0
+#: No request is doubled sooner, and none to a server that knows of nothing at all, before anything was answered.
+_LEAST_S, _NOTHING_KNOWN_S = 2.0, 5.0
 
 
-def patience_s(latencies: Latencies, *, faulty: bool, tail: bool, missing: bool) -> float | None:
+def patience_s(latencies: Latencies, *, faulty: bool, tail: bool, lost_share: float) -> float | None:
     """Seconds after which a request counts as stuck; None while too little is known.
 
     An honest answer may take very long, and doing one twice wastes a GPU. So the limit is far beyond anything seen as
@@ -18,14 +19,17 @@ def patience_s(latencies: Latencies, *, faulty: bool, tail: bool, missing: bool)
         latencies: Of the answers so far.
         faulty: Whether connections broke, or answers came broken, in this run.
         tail: Whether no rows are left to send, so that the servers have room.
-        missing: Whether the servers say that they have fewer requests than were sent to them.
+        lost_share: Share, 0 to 1, of the requests to a server of which it says that it does not have them.
     """
     if latencies.count < _FEW:
-        return None
+        return _NOTHING_KNOWN_S if lost_share == 1 else None
+    longest = latencies.quantile(1.0)
     if latencies.count < _ENOUGH:
-        return max(5.0, 4 * latencies.quantile(1.0))
-    if missing:
-        return max(_LEAST_S, latencies.quantile(0.9))
-    if faulty:
-        return max(_LEAST_S, (1.1 if tail else 1.5) * latencies.quantile(0.99))
-    return max(_LEAST_S, 2 * latencies.quantile(1.0))
+        limit = max(_NOTHING_KNOWN_S, 4 * longest)
+    elif faulty:
+        limit = 1.2 * latencies.quantile(0.9) if tail else 1.5 * latencies.quantile(0.99)
+    else:
+        limit = 2 * longest
+    if lost_share:
+        limit = min(limit, latencies.quantile(0.9) * (1 - lost_share))
+    return max(_LEAST_S, limit)

@@ -76,16 +76,19 @@ class TestLatency:
         assert latencies.count == len(values)
 
 
-def patience(*values: float, faulty: bool = False, tail: bool = False, missing: bool = False) -> float | None:
+def patience(*values: float, faulty: bool = False, tail: bool = False, lost_share: float = 0.0) -> float | None:
     latencies = Latencies()
     for value in values:
         latencies.add(value)
-    return patience_s(latencies, faulty=faulty, tail=tail, missing=missing)
+    return patience_s(latencies, faulty=faulty, tail=tail, lost_share=lost_share)
 
 
 class TestPatience:
     def test_nothing_is_stuck_before_anything_is_known(self) -> None:
         assert patience(1.0, 1.0) is None
+
+    def test_but_a_server_that_knows_of_nothing_does_not_work_on_anything(self) -> None:
+        assert patience(lost_share=1.0) == 5.0
 
     def test_it_shrinks_with_every_sign_that_requests_get_lost(self) -> None:
         values = [random.Random(0).uniform(1, 10) for _ in range(200)]
@@ -93,14 +96,14 @@ class TestPatience:
             patience(*values),
             patience(*values, faulty=True),
             patience(*values, faulty=True, tail=True),
-            patience(*values, missing=True),
+            patience(*values, faulty=True, tail=True, lost_share=0.5),
         ]
         assert steps == sorted(steps, key=lambda step: -(step or 0))
         assert steps[0] is not None
         assert steps[0] >= 2 * max(values)
 
     def test_it_is_never_shorter_than_a_network_hiccup(self) -> None:
-        assert patience(*[0.001] * 100, faulty=True, tail=True, missing=True) == 2.0
+        assert patience(*[0.001] * 100, faulty=True, tail=True, lost_share=1.0) == 2.0
 
 
 def sample(**changes: object) -> Sample:

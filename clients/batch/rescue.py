@@ -1,0 +1,127 @@
+"""Finds requests that are lost or stuck, breaks them off or sends a second one for the same row."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from clients.batch.backlog import Backlog, Work
+from clients.batch.flights import Flight, Flights
+from clients.batch.pool import Pool
+from clients.batch.replica import Replica
+from clients.batch.stragglers import patience_s
+from clients.errors import TransientError
+from clients.events import emit
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a server should know of a request, and for which it must have denied that before it is believed.
+_SETTLED_S, _DENIED_S = 1.0, 1.0
+
+#: Seconds without a byte after which an answer that has begun counts as stuck.
+_STALLED_S = 3.0
+
+#: Most requests for one row at the same time, and most rows with several while there are others to send: a share of
+#: what is under way, and so many in any case. A server that suddenly gets slow must not get twice the work.
+_MOST_FLIGHTS, _DOUBLED_SHARE, _DOUBLED_ANYWAY = 3, 0.1, 8
+
+
+class Rescue:
+    """Looks after the requests under way.
+
+    Args:
+        flights: All of them.
+        backlog: What is still to be sent.
+        pool: The replicas.
+        max_attempts: Requests for a row after which no further one is sent while others are under way.
+        send: Sends a row to a replica where a place was taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        flights: Flights,
+        backlog: Backlog,
+        pool: Pool,
+        max_attempts: int,
+        send: Callable[[Work, Replica], None],
+    ) -> None:
+        self._flights, self._backlog, self._pool, self._send = flights, backlog, pool, send
+        self._max_attempts = max_attempts
+        self._denied_since: dict[Replica, float] = {}
+
+    def time_out(self, now: float) -> None:
+        """End requests that have exceeded a limit of time."""
+        for flight in self._flights.open:
+            connection, timeouts = flight.connection, flight.replica.endpoint.timeouts
+            if connection is None:
+                continue
+            age, latest = now - flight.started, connection.last_data
+            if age > timeouts.total or (not latest and age > timeouts.first_byte):
+                limit_s = timeouts.total if latest else min(timeouts.total, timeouts.first_byte)
+                connection.close(TransientError("timeout", f"no complete answer within {limit_s:g} s"))
+            elif latest and now - latest > timeouts.idle:
+                connection.close(TransientError("timeout", f"the answer stopped halfway for {timeouts.idle:g} s"))
+
+    def double_what_is_stuck(self, now: float) -> None:
+        """Send a second request for each row whose first one has been under way for suspiciously long."""
+        lost = self._lost(now)
+        tail = self._backlog.is_exhausted
+        doubled = sum(1 for flight in self._flights.open if len(flight.work.flights) > 1) // 2
+        allowed = max(_DOUBLED_ANYWAY, int(_DOUBLED_SHARE * len(self._flights.open))) - doubled
+        for flight, limit_s in self._stuck(now, lost, tail=tail):
+            work, replica = flight.work, flight.replica
+            if len(work.flights) >= _MOST_FLIGHTS:
+                self._cut_off(work.flights[0])
+                continue
+            if lost[replica] > 0:
+                lost[replica] -= 1
+            elif not tail and allowed <= 0:
+                continue
+            if work.attempts + len(work.flights) >= self._max_attempts:
+                continue
+            place = self._pool.try_acquire(apart_from=replica)
+            if place is None:
+                return
+            allowed -= 1
+            waited_s, patience = round(now - flight.started, 1), round(limit_s, 1)
+            emit(logger, "request.doubled", row=work.request.row, waited_s=waited_s, patience_s=patience)
+            self._send(work, place)
+
+    def _stuck(self, now: float, lost: Counter[Replica], *, tail: bool) -> list[tuple[Flight, float]]:
+        """The newest request of each row that is stuck, the oldest first, and the seconds after which it counts so."""
+        faulty, latencies = self._flights.any_broken, self._flights.latencies
+        limits = {
+            replica: patience_s(
+                latencies, faulty=faulty, tail=tail, lost_share=lost[replica] / max(1, replica.in_flight)
+            )
+            for replica in {flight.replica for flight in self._flights.open}
+        }
+        found: list[tuple[Flight, float]] = []
+        for flight in self._flights.open:
+            limit_s, connection = limits[flight.replica], flight.connection
+            if flight.work.flights[-1] is not flight:
+                continue
+            if connection is not None and connection.last_data and now - connection.last_data > _STALLED_S:
+                found.append((flight, _STALLED_S))
+            elif limit_s is not None and now - flight.started > limit_s:
+                found.append((flight, limit_s))
+        return sorted(found, key=lambda entry: entry[0].started)
+
+    def _cut_off(self, flight: Flight) -> None:
+        if flight.connection is not None:
+            flight.connection.close(TransientError("timeout", "other requests took far less time"))
+
+    def _lost(self, now: float) -> Counter[Replica]:
+        """Requests by replica that it does not know of, by its own telemetry, although we wait for their answers."""
+        settled: Counter[Replica] = Counter()
+        for flight in self._flights.open:
+            if flight.started < flight.replica.load_at - _SETTLED_S:
+                settled[flight.replica] += 1
+        lost: Counter[Replica] = Counter()
+        for replica, count in settled.items():
+            load = replica.load
+            if load is None or count <= load.running + load.waiting:
+                self._denied_since.pop(replica, None)
+            elif now - self._denied_since.setdefault(replica, now) > _DENIED_S:
+                lost[replica] = count - load.running - load.waiting
+        return lost
