@@ -35,6 +35,7 @@ class Work:
         attempts: Attempts the server may have worked on.
         refusals: Times a server had no room for it (429, 503).
         free_failures: Times it failed because its server was going down.
+        not_before: `loop.time()` before which the server does not want to see it again.
         needs_fresh: The server closed an idle connection as it was sent; the next request takes a new connection.
         flights: Requests for it that are under way, oldest first.
         payload: What is sent instead of the request as it came; None for that.
@@ -48,6 +49,7 @@ class Work:
     attempts: int = 0
     refusals: int = 0
     free_failures: int = 0
+    not_before: float = 0.0
     needs_fresh: bool = False
     flights: list[Any] = dataclasses.field(default_factory=list)
     payload: bytes | None = None
@@ -102,9 +104,10 @@ class Backlog:
                 continue
 
     def again(self, work: Work, delay_s: float) -> None:
-        """Give a row back, to be handed out again after `delay_s` seconds."""
+        """Give a row back, to be handed out again after `delay_s` seconds and not before its `not_before`."""
         work.is_queued = True
-        heapq.heappush(self._retries, (asyncio.get_running_loop().time() + delay_s, work.request.row, work))
+        due = max(asyncio.get_running_loop().time() + delay_s, work.not_before)
+        heapq.heappush(self._retries, (due, work.request.row, work))
         self.finished()
 
     def finished(self) -> None:

@@ -212,6 +212,8 @@ class Engine:
             not await costs_an_attempt(flight, error, self._pool, self._flights) and work.free_failures < _FREE_FAILURES
         )
         self._refuse_key(replica, error)
+        if isinstance(error, OverloadedError) and error.retry_after_s is not None:
+            work.not_before = asyncio.get_running_loop().time() + error.retry_after_s
         if free:
             work.free_failures += not isinstance(error, UnreachableError)
         elif isinstance(error, OverloadedError):

@@ -24,7 +24,8 @@ async def costs_an_attempt(flight: Flight, error: ChatError, pool: Pool, flights
         return True
     if isinstance(error, OverloadedError):
         pool.report(replica, replica.controller.refused(replica.in_flight, now))
-        if replica.last_answer is None and not flights.any_answered and error.retry_after_s is None:
+        works = replica.load is not None and replica.load.running > 0
+        if replica.last_answer is None and not flights.any_answered and error.retry_after_s is None and not works:
             pool.put_down(replica, f"it is not ready ({error.code.removeprefix('http_')})")
             return False
     else:

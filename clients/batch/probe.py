@@ -75,7 +75,7 @@ class Probe:
             return 0.0
         if load is None:
             return _CALM_S if replica.load is not None else _NO_TELEMETRY_S
-        replica.load, replica.load_at = load, asyncio.get_running_loop().time()
+        replica.read(load, asyncio.get_running_loop().time())
         change = replica.controller.loaded(load, replica.in_flight, replica.load_at)
         self._report(replica, change)
         eager = not replica.controller.is_full and replica.room <= 0

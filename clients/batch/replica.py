@@ -37,7 +37,7 @@ class Replica:
         down_since: When it went down.
         is_retired: Its address is no longer among those of the endpoint.
         last_answer: When it last answered a request; None before the first time.
-        load: The latest reading of its telemetry, taken at `load_at`.
+        load: The latest reading of its telemetry, taken at `load_at` with `load_in_flight` requests in flight.
     """
 
     def __init__(self, site: Site, identity: str, controller: ConcurrencyController, now: float) -> None:
@@ -47,7 +47,7 @@ class Replica:
         self.down_reason, self.down_since = "", now
         self.last_answer: float | None = None
         self.load: Load | None = None
-        self.load_at = now
+        self.load_at, self.load_in_flight = now, 0
         self._idle: list[Connection] = []
         self._breaks: collections.deque[float] = collections.deque()
         self._failed_rows: set[int] = set()
@@ -91,6 +91,10 @@ class Replica:
         self._idle = [connection for connection in self._idle if now - connection.idle_since < older_than_s]
         for connection in stale:
             connection.close()
+
+    def read(self, load: Load, now: float) -> None:
+        """Note a reading of its telemetry."""
+        self.load, self.load_at, self.load_in_flight = load, now, self.in_flight
 
     def answered(self, now: float) -> None:
         """Note an answer."""

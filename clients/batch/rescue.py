@@ -14,8 +14,9 @@ from clients.events import emit
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a server should know of a request, and for which it must have denied that before it is believed.
-_SETTLED_S, _DENIED_S = 1.0, 1.0
+#: Seconds after which a server should know of a request, and for which it must have denied that before it is believed;
+#: its denials are forgotten after the last of the three.
+_SETTLED_S, _DENIED_S, _FORGOTTEN_S = 0.25, 1.0, 2.0
 
 #: Seconds without a byte after which an answer that has begun counts as stuck.
 _STALLED_S = 3.0
@@ -47,7 +48,7 @@ class Rescue:
     ) -> None:
         self._flights, self._backlog, self._pool, self._send = flights, backlog, pool, send
         self._max_attempts = max_attempts
-        self._denied_since: dict[Replica, float] = {}
+        self._denials: dict[Replica, list[tuple[float, int]]] = {}
 
     def time_out(self, now: float) -> None:
         """End requests that have exceeded a limit of time."""
@@ -77,7 +78,7 @@ class Rescue:
                 lost[replica] -= 1
             elif not tail and allowed <= 0:
                 continue
-            if work.attempts + len(work.flights) >= self._max_attempts:
+            if work.attempts + len(work.flights) >= self._max_attempts or now < work.not_before:
                 continue
             place = self._pool.try_acquire(apart_from=replica)
             if place is None:
@@ -113,15 +114,21 @@ class Rescue:
 
     def _lost(self, now: float) -> Counter[Replica]:
         """Requests by replica that it does not know of, by its own telemetry, although we wait for their answers."""
-        settled: Counter[Replica] = Counter()
-        for flight in self._flights.open:
-            if flight.started < flight.replica.load_at - _SETTLED_S:
-                settled[flight.replica] += 1
+        young = Counter(
+            flight.replica
+            for flight in self._flights.open
+            if flight.replica.load_at - _SETTLED_S < flight.started <= flight.replica.load_at
+        )
         lost: Counter[Replica] = Counter()
-        for replica, count in settled.items():
-            load = replica.load
-            if load is None or count <= load.running + load.waiting:
-                self._denied_since.pop(replica, None)
-            elif now - self._denied_since.setdefault(replica, now) > _DENIED_S:
-                lost[replica] = count - load.running - load.waiting
+        for replica in self._pool.replicas:
+            if replica.load is None:
+                continue
+            denials = self._denials.setdefault(replica, [])
+            if not denials or denials[-1][0] != replica.load_at:
+                denied = replica.load_in_flight - young[replica] - replica.load.running - replica.load.waiting
+                denials.append((replica.load_at, denied))
+            while denials[0][0] < now - _FORGOTTEN_S and len(denials) > 1:
+                del denials[0]
+            if denials[-1][0] - denials[0][0] >= _DENIED_S:
+                lost[replica] = max(0, min(denied for _, denied in denials))
         return lost
