@@ -123,6 +123,8 @@ class RunView:
     def _see_checked(self, event: Mapping[str, Any]) -> None:
         malformed = f", {fmt.count(event['invalid'])} malformed" if event["invalid"] else ""
         self.note(f"{fmt.counted(event['rows'], 'row')} checked{malformed}")
+        if event.get("duplicates"):
+            self.note(f"  {fmt.counted(event['duplicates'], 'row')} asking the same as an earlier row")
         if event["repeated_ids"]:
             repeated = fmt.counted(event["repeated_ids"], "row")
             self.note(f"  {repeated} with the id of an earlier row; `row` tells them apart")
@@ -177,7 +179,9 @@ class RunView:
         return line
 
 
-def print_summary(summary: Summary, folder: Path, console: Console | None = None) -> None:
+def print_summary(
+    summary: Summary, folder: Path, console: Console | None = None, *, batch_output: Path | None = None
+) -> None:
     """Print how the run went, where its files are, and what to type next."""
     console = console or Console(highlight=False)
     facts = [fmt.counted(summary["rows"], "row"), fmt.duration(summary["duration_s"])]
@@ -200,6 +204,8 @@ def print_summary(summary: Summary, folder: Path, console: Console | None = None
     for name, what in _FILES:
         if (folder / name).exists():
             console.print(Text(f"{what:<10}{folder / name}"), soft_wrap=True)
+    if batch_output is not None:
+        console.print(Text(f"{'Batch':<10}{batch_output}"), soft_wrap=True)
     console.print()
     path = json.dumps(str(folder / "results.parquet"), ensure_ascii=False)
     read = f"import pandas; print(pandas.read_parquet({path}))"

@@ -66,7 +66,7 @@ def resolve(url: str, *, model: str, api_key: str | None, patience_s: float) -> 
         EndpointError: not reached in time, not an OpenAI-compatible API, wrong key, or unknown model.
     """
     base = base_url(url)
-    models = _wait_for_models(base, api_key, patience_s)
+    models = [str(card["id"]) for card in _wait_for_models(base, api_key, patience_s)]
     if not models:
         if not model:
             raise EndpointError(
@@ -104,6 +104,17 @@ def resolve_all(urls: str, *, model: str, api_key: str | None, patience_s: float
     return Endpoint(base_url=" ".join(bases), model=found[0].model)
 
 
+def max_model_len(base: str, *, model: str, api_key: str | None) -> int | None:
+    """How many tokens, prompt and answer together, a model at a base URL takes; None when its list does not say.
+
+    Raises:
+        SettingsError, EndpointError: as in `resolve`; it is asked once.
+    """
+    found = next((card for card in _wait_for_models(base, api_key, 0) if card["id"] == model), {})
+    limit = found.get("max_model_len")
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
 def authorization(api_key: str | None) -> dict[str, str]:
     """The header that carries the key, if there is one.
 
@@ -116,7 +127,7 @@ def authorization(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _wait_for_models(base: str, api_key: str | None, patience_s: float) -> list[str]:
+def _wait_for_models(base: str, api_key: str | None, patience_s: float) -> list[dict[str, Any]]:
     deadline = time.monotonic() + patience_s
     told = False
     while True:
@@ -134,13 +145,13 @@ def _wait_for_models(base: str, api_key: str | None, patience_s: float) -> list[
         time.sleep(_POLL_S)
 
 
-def _list_models(base: str, api_key: str | None) -> list[str]:
-    """The ids at `/models`; empty when the endpoint has no such list."""
+def _list_models(base: str, api_key: str | None) -> list[dict[str, Any]]:
+    """The models at `/models`, each with an id; empty when the endpoint has no such list."""
     headers = {"Accept": "application/json", **authorization(api_key)}
     try:
         request = urllib.request.Request(f"{base}/models", headers=headers)  # noqa: S310  (base_url allows only http and https)
         with _DIRECT.open(request, timeout=_REQUEST_TIMEOUT_S) as response:
-            return _model_ids(base, response.read(_MAX_BYTES))
+            return _models(base, response.read(_MAX_BYTES))
     except urllib.error.HTTPError as error:
         with error:
             return _refused(base, error)
@@ -153,7 +164,7 @@ def _list_models(base: str, api_key: str | None) -> list[str]:
         raise _NotYetError(getattr(reason, "strerror", None) or str(reason) or type(error).__name__) from error
 
 
-def _refused(base: str, error: urllib.error.HTTPError) -> list[str]:
+def _refused(base: str, error: urllib.error.HTTPError) -> list[dict[str, Any]]:
     if error.code in (401, 403):
         raise EndpointError(f"{base} refuses the key (HTTP {error.code}). Set OPENAI_API_KEY to a key it accepts.")
     if error.code in (404, 405):
@@ -166,10 +177,10 @@ def _refused(base: str, error: urllib.error.HTTPError) -> list[str]:
     raise _NotYetError(f"HTTP {error.code} from {base}/models")
 
 
-def _model_ids(base: str, data: bytes) -> list[str]:
+def _models(base: str, data: bytes) -> list[dict[str, Any]]:
     try:
         found: Any = json.loads(data)
-        return [str(model["id"]) for model in found["data"]]
+        return [{**model, "id": str(model["id"])} for model in found["data"]]
     except (ValueError, KeyError, TypeError) as error:
         shown = " ".join(data[:80].decode("utf-8", "replace").split())
         raise EndpointError(

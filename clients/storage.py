@@ -36,9 +36,9 @@ def open_input(location: str) -> BinaryIO:
     try:
         stream = Path(location).open("rb", buffering=1 << 20)  # noqa: SIM115  (the caller closes it)
     except FileNotFoundError as error:
-        raise PromptsError(f"no such file: {location}. Give --prompts a JSONL file, one request a line.") from error
+        raise PromptsError(f"no such file: {location}. Give --prompts a JSONL, CSV or Parquet file.") from error
     except IsADirectoryError as error:
-        raise PromptsError(f"{location} is a folder. Give --prompts one JSONL file inside it.") from error
+        raise PromptsError(f"{location} is a folder. Give --prompts one file inside it.") from error
     except OSError as error:
         raise PromptsError(f"cannot read {location}: {reason(error)}. Check its permissions.") from error
     if not stream.seekable():
@@ -117,6 +117,11 @@ class Folder:
                     stream.write(data)
             else:
                 _write_durably(Path(self._root) / name, data)
+
+    def remove(self, name: str) -> None:
+        """Remove one file; it may be gone already."""
+        with refusals("write", f"{self.location}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(f"{self._root}/{name}")
 
     def put(self, name: str, path: Path) -> None:
         """Keep a finished file of this machine under `name`, replacing what was there only once the new one stands."""

@@ -14,6 +14,7 @@ def plan_shards(
     endpoint: str,
     system_prompt: str,
     request_defaults: dict[str, Any],
+    template: str,
     shards: int,
     concurrency: int,
     state: str,
@@ -25,10 +26,11 @@ def plan_shards(
 
     Args:
         checked: What check_prompts found.
-        prompts: Path or URI of the JSONL file.
+        prompts: Path or URI of the input.
         endpoint: What resolve_endpoint returned.
         system_prompt: First message of rows that have no system message of their own.
         request_defaults: Request fields that a row gets unless it has its own.
+        template: User message with {name} where a column's value goes; empty takes a row's own prompt or messages.
         shards: Number of shards; at most one a row.
         concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
         state: Folder or URI where finished rows are kept, so that a rerun does not send them again.
@@ -47,6 +49,7 @@ def plan_shards(
         endpoint=endpoint,
         system_prompt=system_prompt,
         request_defaults=request_defaults,
+        template=template,
         shards=shards,
         concurrency=concurrency,
         state=state,

@@ -24,6 +24,7 @@ def batch_inference(
     model: str = "",
     system_prompt: str = "",
     request_defaults: dict[str, Any] = {},  # noqa: B006  (KFP reads the default, nothing changes it)
+    template: str = "",
     shards: int = 4,
     concurrency: int = 0,
     max_error_rate: float = 0.2,
@@ -35,11 +36,13 @@ def batch_inference(
     """Runs a file of prompts against an OpenAI-compatible endpoint and writes the answers to Parquet.
 
     Args:
-        prompts: Path or URI of a JSONL file, one request a line.
+        prompts: Path or URI of the input: JSONL (one request a line), CSV, TSV or Parquet; text also with gzip or zstd.
         endpoint_url: Address of an OpenAI-compatible API, with or without /v1, or several divided by commas.
         model: Name of the model. Empty takes the first one the endpoint lists.
         system_prompt: First message of rows that have no system message of their own.
         request_defaults: Request fields that a row gets unless it has its own, such as {"max_tokens": 1024}.
+        template: User message with {name} where a column's value goes, such as "Translate into Korean: {text}". Empty
+            takes a row's own prompt or messages.
         shards: Number of shards. Each is a pod that runs its part of the rows.
         concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
         max_error_rate: Share of the rows, 0 to 1, that may go wrong before the run counts as failed.
@@ -49,7 +52,7 @@ def batch_inference(
         options: Further choices, such as {"retry": "truncated", "resample": "empty", "time_limit_s": 3600,
             "max_output_tokens": 1000000, "reasoning_max_tokens": 32768, "raw_response": true}.
     """
-    requests = {"system_prompt": system_prompt, "request_defaults": request_defaults}
+    requests = {"system_prompt": system_prompt, "request_defaults": request_defaults, "template": template}
     checked = prepare(check_prompts(prompts=prompts, **requests), "Check prompts")
     endpoint = prepare(
         resolve_endpoint(endpoint_url=endpoint_url, model=model, server_wait_s=server_wait_s).after(checked),

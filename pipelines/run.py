@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.batch.arguments import (
+    add_input_arguments,
     add_policy_arguments,
     add_request_arguments,
     add_run_arguments,
     check_run_arguments,
-    local_path,
+    earlier_folders,
+    output_folder,
     request_defaults,
     run_options,
+    template_of,
 )
 from clients.errors import LLMInferenceError
 
@@ -56,7 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         with interruptible():
-            run(_settings(options))
+            settings = _settings(options)
+            if options.dry_run:
+                _dry_run(settings, earlier=earlier_folders(options), gpus=options.gpus)
+            else:
+                run(settings)
     except LLMInferenceError as error:
         error_line(str(error))
         return error.exit_code
@@ -69,18 +76,46 @@ def _settings(options: argparse.Namespace) -> "RunSettings":
     check_run_arguments(options)
     return RunSettings(
         prompts=options.prompts,
-        output=options.output or Path("results") / options.prompts.name.split(".")[0],
+        output=output_folder(options),
         url=options.url,
         model=options.model,
         gguf=options.gguf,
         system_prompt=options.system,
         request_defaults=request_defaults(options),
+        template=template_of(options),
+        batch_output=options.batch_output,
         shards=options.shards,
         concurrency=options.concurrency,
         max_error_rate=options.max_error_rate,
         options=run_options(options),
         server_wait_s=options.server_wait,
         fresh=options.fresh,
+    )
+
+
+def _dry_run(settings: "RunSettings", *, earlier: tuple[Path, ...], gpus: int) -> None:
+    from clients.preflight_view import DryRun, print_preflight
+    from clients.prompts.rows import JobDefaults
+    from pipelines.settings import EMBEDDED_MAX_TOKENS, api_key
+
+    embedded = {} if settings.url else {"max_tokens": EMBEDDED_MAX_TOKENS}
+    defaults = JobDefaults(
+        model=settings.model,
+        system_prompt=settings.system_prompt,
+        request_defaults=embedded | settings.request_defaults,
+        template=settings.template,
+    )
+    print_preflight(
+        DryRun(
+            prompts=settings.prompts,
+            defaults=defaults,
+            url=settings.url,
+            model=settings.model,
+            api_key=api_key(),
+            earlier=earlier,
+            gpus=gpus,
+            join_duplicates=settings.options.join_duplicates,
+        )
     )
 
 
@@ -92,6 +127,7 @@ def run(settings: "RunSettings") -> None:
     """
     from clients.display import RunView, print_summary
     from clients.events import log_to_stderr
+    from clients.results.openai_batch import write_batch_output
     from clients.workplace import Workplace
 
     place = Workplace.prepare(settings.prompts, settings.output, fresh=settings.fresh)
@@ -102,7 +138,9 @@ def run(settings: "RunSettings") -> None:
             with _endpoint(settings, place, view) as arguments:
                 failure = _follow(settings, place, arguments, view)
         if place.summary_is_new():
-            print_summary(place.read_summary(), place.output)
+            if settings.batch_output:
+                write_batch_output(place.output / "results.parquet", settings.batch_output)
+            print_summary(place.read_summary(), place.output, batch_output=settings.batch_output)
         if failure is not None:
             raise failure
         place.settle()
@@ -153,6 +191,7 @@ def _follow(
         "concurrency": arguments["concurrency"] * settings.shards // side_by_side,
         "prompts": str(settings.prompts.resolve()),
         "system_prompt": settings.system_prompt,
+        "template": settings.template,
         "shards": settings.shards,
         "max_error_rate": settings.max_error_rate,
         "output": str(place.output.resolve()),
@@ -187,13 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompts", metavar="FILE", type=local_path, required=True, help="JSONL, one request a line")
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        type=local_path,
-        help="folder for the results (default: results/<name of the prompts>)",
-    )
+    add_input_arguments(parser)
     where = parser.add_argument_group("where the model answers")
     where.add_argument(
         "--url",

@@ -27,6 +27,8 @@ class RunSettings:
         gguf: The embedded server's model; None for the one it brings.
         system_prompt: First message of rows that have no system message.
         request_defaults: Request fields of rows that have no such field.
+        template: User message with `{name}` where a column's value goes; "" takes a row's own.
+        batch_output: File that gets the answers as OpenAI batch lines; None for no such file.
         shards: Number of shards.
         concurrency: Most requests in flight over all shards; 0 leaves it to the engine.
         max_error_rate: Share of the rows, 0 to 1, that may go wrong.
@@ -42,6 +44,8 @@ class RunSettings:
     gguf: Path | None = None
     system_prompt: str = ""
     request_defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    template: str = ""
+    batch_output: Path | None = None
     shards: int = 4
     concurrency: int = 0
     max_error_rate: float = 0.2

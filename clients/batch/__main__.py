@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.batch.arguments import (
+    add_input_arguments,
     add_policy_arguments,
     add_request_arguments,
     add_run_arguments,
     check_run_arguments,
-    local_path,
+    earlier_folders,
+    output_folder,
     request_defaults,
     run_options,
+    template_of,
 )
+from clients.batch.footprint import keep_small
 
 if TYPE_CHECKING:
     from clients.display import RunView
@@ -27,13 +31,17 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """examples:
   python -m clients.batch --prompts prompts.jsonl --url http://localhost:8000/v1 --output results/mine
-  python -m clients.batch --prompts prompts.jsonl --url http://localhost:8000/v1 --output results/mine --max-tokens 1024
+  python -m clients.batch --prompts reviews.csv --url http://localhost:8000/v1 --template "Translate: {text}"
+  python -m clients.batch -i batch.jsonl -o answers.jsonl --url http://localhost:8000/v1 --model qwen3-30b-fp8
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, print; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not (options.url or options.dry_run):
+        parser.error("the following arguments are required: --url")
     from clients.display import error_line
     from clients.errors import LLMInferenceError
     from clients.steps.interrupts import interruptible
@@ -42,24 +50,54 @@ def main(arguments: list[str] | None = None) -> int:
         with interruptible():
             check_run_arguments(options)
             run_options(options)
-            return _run(options)
+            template_of(options)
+            return _dry_run(options) if options.dry_run else _run(options)
     except LLMInferenceError as error:
         error_line(str(error))
         return error.exit_code
 
 
+def _dry_run(options: argparse.Namespace) -> int:
+    from clients.preflight_view import DryRun, print_preflight
+    from clients.prompts.rows import JobDefaults
+    from clients.steps.boundary import api_key
+
+    defaults = JobDefaults(
+        model=options.model,
+        system_prompt=options.system,
+        request_defaults=request_defaults(options),
+        template=template_of(options),
+    )
+    print_preflight(
+        DryRun(
+            prompts=options.prompts,
+            defaults=defaults,
+            url=options.url,
+            model=options.model,
+            api_key=api_key(),
+            earlier=earlier_folders(options),
+            gpus=options.gpus,
+            join_duplicates=not options.keep_duplicates,
+        )
+    )
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
     from clients.display import RunView, error_line, print_summary
     from clients.events import follow
+    from clients.results.openai_batch import write_batch_output
     from clients.workplace import Workplace
 
-    place = Workplace.prepare(options.prompts, options.output, fresh=options.fresh)
+    place = Workplace.prepare(options.prompts, output_folder(options), fresh=options.fresh)
     with place.held():
         with RunView() as view:
             follow(view.see_and_show if view.console.is_terminal else functools.partial(_log, view))
             exit_code = _run_steps(options, place)
         if place.summary_is_new():
-            print_summary(place.read_summary(), place.output)
+            if options.batch_output:
+                write_batch_output(place.output / "results.parquet", options.batch_output)
+            print_summary(place.read_summary(), place.output, batch_output=options.batch_output)
         if view.failure:
             error_line(view.failure)
         if not exit_code:
@@ -86,7 +124,11 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
     from clients.steps.run_shard import run_shard
     from clients.storage import refusals
 
-    requests = {"system_prompt": options.system, "request_defaults": request_defaults(options)}
+    requests = {
+        "system_prompt": options.system,
+        "request_defaults": request_defaults(options),
+        "template": template_of(options),
+    }
     prompts = str(options.prompts.resolve())
     with contextlib.ExitStack() as stack:
         with refusals("write", place.scratch):
@@ -130,14 +172,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompts", metavar="FILE", type=local_path, required=True, help="JSONL, one request a line")
+    add_input_arguments(parser)
     parser.add_argument(
         "--url",
-        required=True,
+        default="",
         help="OpenAI-compatible endpoint, or several divided by commas; their key is read from OPENAI_API_KEY",
     )
     parser.add_argument("--model", metavar="NAME", default="", help="model name (default: what the endpoint lists)")
-    parser.add_argument("--output", metavar="DIR", type=local_path, required=True, help="folder for the results")
     add_request_arguments(parser)
     add_run_arguments(parser)
     add_policy_arguments(parser)
@@ -145,4 +186,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    keep_small()
     sys.exit(main())

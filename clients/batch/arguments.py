@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from clients.batch.options import RunOptions, outcomes
 from clients.errors import SettingsError
+from clients.prompts.template import Template
 
 
 def local_path(text: str) -> Path:
@@ -14,6 +16,72 @@ def local_path(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text} is an address; a run on this machine reads and writes local files")
     return Path(text)
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for what goes in and what comes out; `template_of` and `output_folder` read some of them."""
+    files = parser.add_argument_group("what goes in and what comes out")
+    files.add_argument(
+        "-i",
+        "--prompts",
+        metavar="FILE",
+        type=local_path,
+        required=True,
+        help="JSONL (one request a line), OpenAI batch lines, CSV, TSV or Parquet; text also with gzip or zstd",
+    )
+    how = files.add_mutually_exclusive_group()
+    how.add_argument(
+        "--template", metavar="TEXT", default="", help="user message from columns, such as 'Translate: {text}'"
+    )
+    how.add_argument("--prompt-column", metavar="NAME", default="", help="the column that is the user message")
+    files.add_argument(
+        "--output",
+        metavar="DIR",
+        type=local_path,
+        help="folder for the results (default: results/<name of the prompts>, or FILE.run with --batch-output)",
+    )
+    files.add_argument(
+        "-o", "--batch-output", metavar="FILE", type=local_path, help="the answers as OpenAI batch lines, too"
+    )
+    files.add_argument(
+        "--dry-run", action="store_true", help="check the prompts, tell what a run would take, and send nothing"
+    )
+    files.add_argument(
+        "--gpus", metavar="N", type=int, default=0, help="GPUs that serve the model, to tell GPU hours by"
+    )
+
+
+def template_of(options: argparse.Namespace) -> str:
+    """The template that --template or --prompt-column gives; "" for none.
+
+    Raises:
+        SettingsError: it cannot be used.
+    """
+    name = options.prompt_column
+    if "{" in name or "}" in name:
+        raise SettingsError(f"--prompt-column {name!r}: a name with braces cannot be used. Rename the column.")
+    text = f"{{{name}}}" if name else str(options.template)
+    if text:
+        Template(text)
+    return text
+
+
+def output_folder(options: argparse.Namespace) -> Path:
+    """The folder for the results: as given, beside the file of --batch-output, or below results/."""
+    if options.output is not None:
+        return Path(options.output)
+    if options.batch_output is not None:
+        file: Path = options.batch_output
+        return file.with_name(f"{file.stem if file.suffix != '.run' else file.name}.run")
+    return Path("results", options.prompts.name.split(".")[0])
+
+
+def earlier_folders(options: argparse.Namespace) -> tuple[Path, ...]:
+    """Folders that may hold the summary of an earlier run of the same kind."""
+    named = Path(options.lengths_from) if options.lengths_from else None
+    if named is not None and named.suffix == ".parquet":
+        named = named.parent
+    return tuple(folder for folder in (named, output_folder(options)) if folder is not None)
 
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,13 +203,27 @@ def run_options(options: argparse.Namespace) -> RunOptions:
 
 
 def check_run_arguments(options: argparse.Namespace) -> None:
-    """Refuse values that `add_run_arguments` lets through.
+    """Refuse values that `add_input_arguments` and `add_run_arguments` let through.
 
     Raises:
-        SettingsError: a number out of its range.
+        SettingsError: a number out of its range, or a file that cannot be written.
     """
-    for flag, value, least in (("--concurrency", options.concurrency, 0), ("--server-wait", options.server_wait, 0)):
-        if value and value < least:
-            raise SettingsError(f"{flag} must be at least {least}, found {value}")
+    for flag in ("concurrency", "server_wait", "gpus"):
+        if (value := getattr(options, flag)) < 0:
+            raise SettingsError(f"--{flag.replace('_', '-')} must be at least 0, found {value}")
     if not 0 <= options.max_error_rate <= 1:
         raise SettingsError(f"--max-error-rate must be between 0 and 1, found {options.max_error_rate:g}")
+    if options.batch_output is not None:
+        _check_batch_output(options.batch_output, options.prompts)
+
+
+def _check_batch_output(target: Path, prompts: Path) -> None:
+    """What cannot be written after hours should be known at once."""
+    if target.exists() and prompts.exists() and target.samefile(prompts):
+        raise SettingsError(f"--batch-output {target} is the file of the prompts. Give it another name.")
+    if target.is_dir():
+        raise SettingsError(f"--batch-output {target} is a folder. Give the name of a file, such as {target}/out.jsonl")
+    if not target.absolute().parent.is_dir():
+        raise SettingsError(f"--batch-output {target}: there is no folder {target.parent}. Make it first.")
+    if not os.access(target.absolute().parent, os.W_OK):
+        raise SettingsError(f"--batch-output {target}: {target.parent} cannot be written. Choose another folder.")

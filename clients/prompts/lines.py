@@ -1,82 +1,78 @@
-"""JSONL as people have it: byte ranges, a BOM, CRLF, blank lines, lines of any length."""
+"""The rows of an input, whatever its format: JSONL, CSV, TSV and Parquet, as they are or packed with gzip or zstd.
 
-import dataclasses
+The format is told by how the file begins, and CSV and TSV by the file's name.
+"""
+
+import io
+import re
 import shlex
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from clients.errors import PromptsError
-from clients.storage import open_input, reason
+from clients.prompts.compressed import PACKINGS, forward, unpacked
+from clients.prompts.csv_rows import csv_rows
+from clients.prompts.source import MAX_LINE_BYTES, BadLine, Line, Range
+from clients.storage import is_uri, open_input, reason
 
-#: A longer line is a bad row instead of a memory problem. A prompt with images inline is a few MiB.
-MAX_LINE_BYTES = 32 << 20
+__all__ = ["MAX_LINE_BYTES", "BadLine", "Line", "Range", "read_lines"]
 
 _BOM = b"\xef\xbb\xbf"
+_PARQUET = b"PAR1"
+_HEAD_BYTES = 4096
 
-#: What a file begins with that is not JSONL, what it is, and what to do.
+#: What a file begins with that is not read, what it is, and what to do.
 _OTHER_FORMATS = (
-    (b"\x1f\x8b", "gzip", "Unpack it first: gunzip -k FILE"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "Unpack it first: zstd -d FILE"),
     (b"\xfd7zXZ", "xz", "Unpack it first: unxz -k FILE"),
     (b"BZh", "bzip2", "Unpack it first: bunzip2 -k FILE"),
-    (b"PAR1", "Parquet", "Write it as JSONL first: pandas.read_parquet(F).to_json(G, orient='records', lines=True)"),
+    (b"PK\x03\x04", "a zip archive", "Unpack it first: unzip FILE (a spreadsheet: save it as CSV)"),
     (b"\xff\xfe", "UTF-16", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE"),
     (b"\xfe\xff", "UTF-16", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE"),
     (b"{\x00", "UTF-16", "Save it as UTF-8: iconv -f UTF-16LE -t UTF-8 FILE"),
     (b"\x00{", "UTF-16", "Save it as UTF-8: iconv -f UTF-16BE -t UTF-8 FILE"),
-    (b"PK\x03\x04", "a zip archive", "Unpack it first: unzip FILE"),
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Line:
-    """One line that holds a row.
-
-    Attributes:
-        row: 0-based position among the input's rows; blank lines are not rows.
-        number: 1-based line number in the file, for messages.
-        start: Byte offset of the line in the file.
-        data: The line without its end, or None when it is longer than MAX_LINE_BYTES.
-    """
-
-    row: int
-    number: int
-    start: int
-    data: bytes | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """A part of an input file that begins and ends between two lines.
-
-    Attributes:
-        start: First byte.
-        end: First byte after it, or None for the rest of the file.
-        first_row: 0-based number of its first row.
-        first_line: 1-based number of its first line.
-    """
-
-    start: int = 0
-    end: int | None = None
-    first_row: int = 0
-    first_line: int = 1
-
-
 def read_lines(location: str, part: Range | None = None) -> Iterator[Line]:
-    """Read the rows of a JSONL file, or of one part of it, holding one line at a time.
+    """Read the rows of an input, or of one part of it, holding a few at a time.
 
     Raises:
-        PromptsError: the file cannot be read or is visibly not JSONL.
+        PromptsError: the file cannot be read, is damaged, or is visibly of another format.
     """
     part = part or Range()
     with open_input(location) as stream:
         try:
-            if part.start == 0:
-                _refuse_other_formats(location, stream)
-            stream.seek(part.start)
-            yield from _lines(stream, part)
+            yield from _rows(location, cast(io.BufferedReader, stream), part)
         except OSError as error:
             raise PromptsError(f"cannot read {location}: {reason(error)}. Run the same command again.") from error
+
+
+def _rows(location: str, stream: io.BufferedReader, part: Range) -> Iterator[Line]:
+    head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+    if head.startswith(_PARQUET):
+        from clients.prompts.parquet_rows import parquet_rows
+
+        return parquet_rows(location, stream, part)
+    show = "cat"
+    for magic, packing, command in PACKINGS:
+        if head.startswith(magic):
+            stream, show = unpacked(location, stream, packing), command
+            head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+            _refuse_packed_twice(location, head, packing, command)
+            break
+    delimiter = _delimiter(location)
+    _refuse_other_formats(location, head, show, csv=bool(delimiter))
+    if delimiter:
+        return csv_rows(location, stream, part, delimiter=delimiter)
+    forward(stream, part.start)
+    return _lines(stream, part)
+
+
+def _delimiter(location: str) -> str:
+    """Between the cells, for a file that is named like a table of text; "" for any other."""
+    name = location.partition("?")[0] if is_uri(location) else location
+    match = re.search(r"\.([ct])sv(?:\.(?:gz|zst|zstd))?/?$", name, re.IGNORECASE)
+    return "" if match is None else "," if match[1] in "cC" else "\t"
 
 
 def _lines(stream: BinaryIO, part: Range) -> Iterator[Line]:
@@ -106,14 +102,24 @@ def _read_line(stream: BinaryIO) -> tuple[bytes | None, int]:
     return None, length
 
 
-def _refuse_other_formats(location: str, stream: BinaryIO) -> None:
-    head = stream.read(4096)
+def _refuse_packed_twice(location: str, head: bytes, packing: str, command: str) -> None:
+    inner = "Parquet" if head.startswith(_PARQUET) else ""
+    inner = next((name for magic, name, _ in PACKINGS if head.startswith(magic)), inner)
+    if inner:
+        raise PromptsError(
+            f"{location} is {inner} within {packing}. Unpack it once: {command} {shlex.quote(location)} > unpacked"
+        )
+
+
+def _refuse_other_formats(location: str, head: bytes, show: str, *, csv: bool) -> None:
     if not head:
         raise PromptsError(f'{location} is empty. Write one request a line, such as {{"prompt": "Hello"}}.')
     for magic, name, mend in _OTHER_FORMATS:
         if head.startswith(magic):
-            raise PromptsError(f"{location} is {name}, not JSONL. {mend.replace('FILE', shlex.quote(location))}")
-    if head.removeprefix(_BOM).lstrip().startswith(b"["):
+            mend = mend.replace("FILE", shlex.quote(location))
+            raise PromptsError(f"{location} is {name}. Read are JSONL, CSV and Parquet, also with gzip or zstd. {mend}")
+    if not csv and head.removeprefix(_BOM).lstrip().startswith(b"["):
         raise PromptsError(
-            f"{location} is one JSON array, not JSONL. Make it lines: jq -c '.[]' {shlex.quote(location)} > lines.jsonl"
+            f"{location} is one JSON array, not JSONL. "
+            f"Make it lines: {show} {shlex.quote(location)} | jq -c '.[]' > lines.jsonl"
         )

@@ -7,25 +7,10 @@ from typing import Any
 
 import orjson
 
-from clients.prompts.lines import MAX_LINE_BYTES, Line
+from clients.prompts.cells import BATCH_FIELDS, PLAIN_FIELDS, REQUEST_FIELDS
+from clients.prompts.source import MAX_LINE_BYTES, BadLine, Line
+from clients.prompts.template import NoColumnError, template
 from clients.records import ChatRequest, InvalidRow
-
-#: Fields of a row that belong to the request (OpenAI's chat completions and vLLM's additions). Everything else is the
-#: row's own data and carried to the output; so are `user` and `metadata`, which people use as column names.
-# fmt: off
-REQUEST_FIELDS = frozenset({
-    "model", "messages", "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens",
-    "min_tokens", "n", "stop", "stop_token_ids", "seed", "presence_penalty", "frequency_penalty",
-    "repetition_penalty", "length_penalty", "logit_bias", "logprobs", "top_logprobs", "response_format", "tools",
-    "tool_choice", "parallel_tool_calls", "reasoning_effort", "thinking_token_budget", "include_reasoning",
-    "chat_template_kwargs", "ignore_eos", "bad_words", "structured_outputs", "priority", "modalities",
-    "service_tier",
-})
-# fmt: on
-
-#: Every field of a plain row, and of a line of the OpenAI batch format, that is not the row's own data.
-_PLAIN_FIELDS = REQUEST_FIELDS | {"custom_id", "prompt", "system", "extra_body"}
-_BATCH_FIELDS = frozenset({"custom_id", "method", "url", "body"})
 
 _CHAT_URLS = ("/v1/chat/completions", "/chat/completions")
 
@@ -43,11 +28,21 @@ class JobDefaults:
         model: Model name for rows that name none; "" leaves it out (a dry check before the endpoint is known).
         system_prompt: First message of rows that have no system message of their own; "" for none.
         request_defaults: Request fields, such as `{"max_tokens": 1024, "temperature": 0.6}`.
+        template: See Template; makes the user message from a row's columns, among which `prompt` and `messages` are
+            two like any other. "" takes the row's own prompt or messages.
+
+    Raises:
+        SettingsError: the template cannot be used.
     """
 
     model: str = ""
     system_prompt: str = ""
     request_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    template: str = ""
+
+    def __post_init__(self) -> None:
+        if self.template:
+            template(self.template)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,12 +77,12 @@ def parse_row(line: Line, defaults: JobDefaults) -> Row:
         row_id = _row_id(fields)
         body = _body(fields, defaults)
     except _BadRowError as error:
-        message = f"line {line.number}: {error}"
+        message = f"{line.unit} {line.number}: {error}"
         row_id = _quiet_id(fields)
         bad = InvalidRow(line.row, row_id or fallback_id, error.code, message)
-        return Row(bad, _carried(fields, row_id), row_id is not None)
+        return Row(bad, _carried(fields, row_id, defaults), row_id is not None)
     request = ChatRequest(line.row, row_id or fallback_id, request_hash(body), orjson.dumps(body))
-    return Row(request, _carried(fields, row_id), row_id is not None)
+    return Row(request, _carried(fields, row_id, defaults), row_id is not None)
 
 
 def request_hash(body: Mapping[str, Any]) -> str:
@@ -107,6 +102,8 @@ def whole_numbers(value: Any) -> Any:
 
 
 def _decode(line: Line) -> dict[str, Any]:
+    if isinstance(line, BadLine):
+        raise _BadRowError(line.code, line.problem)
     if line.data is None:
         raise _BadRowError("too_long", f"longer than {MAX_LINE_BYTES >> 20} MiB; split the row")
     try:
@@ -158,7 +155,10 @@ def _quiet_id(fields: Mapping[str, Any]) -> str | None:
 
 
 def _body(fields: Mapping[str, Any], defaults: JobDefaults) -> dict[str, Any]:
-    own = _batch_body(fields) if _is_batch_line(fields) else _plain_body(fields)
+    if _is_batch_line(fields) and not defaults.template:
+        own = _batch_body(fields)
+    else:
+        own = _plain_body(fields, defaults.template)
     messages = own.pop("messages")
     if defaults.system_prompt and not any(message["role"] in ("system", "developer") for message in messages):
         messages = [{"role": "system", "content": defaults.system_prompt}, *messages]
@@ -187,26 +187,37 @@ def _batch_body(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, "messages": _messages(body.get("messages"))}
 
 
-def _plain_body(fields: Mapping[str, Any]) -> dict[str, Any]:
-    if ("prompt" in fields) == ("messages" in fields):
-        found = "both" if "prompt" in fields else f"neither (fields: {_shown(sorted(fields)[:8])})"
-        raise _BadRowError("no_prompt", f"expected one of prompt and messages, found {found}")
+def _plain_body(fields: Mapping[str, Any], how: str) -> dict[str, Any]:
+    messages = _filled(fields, how) if how else _own_messages(fields)
     extra = fields.get("extra_body") or {}
     if not isinstance(extra, dict):
         raise _BadRowError("wrong_type", f"extra_body must be an object, found {_kind(extra)}")
-    if "prompt" in fields:
-        prompt = fields["prompt"]
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise _BadRowError("wrong_type", f"prompt must be text that is not empty, found {_kind(prompt)}")
-        messages = [{"role": "user", "content": prompt}]
-    else:
-        messages = _messages(fields["messages"])
     if (system := fields.get("system")) is not None:
         if not isinstance(system, str):
             raise _BadRowError("wrong_type", f"system must be text, found {_kind(system)}")
         messages = [{"role": "system", "content": system}, *messages]
     own = {key: value for key, value in fields.items() if key in REQUEST_FIELDS}
     return {**own, **extra, "messages": messages}
+
+
+def _filled(fields: Mapping[str, Any], how: str) -> list[dict[str, Any]]:
+    try:
+        return [{"role": "user", "content": template(how).fill(fields)}]
+    except NoColumnError as error:
+        raise _BadRowError("no_column", str(error)) from None
+
+
+def _own_messages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if ("prompt" in fields) == ("messages" in fields):
+        mend = 'a template such as "{question}" makes a prompt from columns'
+        found = "both" if "prompt" in fields else f"neither (fields: {_shown(sorted(fields)[:8])}); {mend}"
+        raise _BadRowError("no_prompt", f"expected one of prompt and messages, found {found}")
+    if "messages" in fields:
+        return _messages(fields["messages"])
+    prompt = fields["prompt"]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise _BadRowError("wrong_type", f"prompt must be text that is not empty, found {_kind(prompt)}")
+    return [{"role": "user", "content": prompt}]
 
 
 def _messages(messages: Any) -> list[dict[str, Any]]:
@@ -254,9 +265,13 @@ def _check_request(body: dict[str, Any]) -> None:
             raise _BadRowError("wrong_type", f"{name} must be {expected}, found {_shown(value)}")
 
 
-def _carried(fields: Mapping[str, Any], row_id: str | None) -> dict[str, Any]:
-    taken = _BATCH_FIELDS if _is_batch_line(fields) else _PLAIN_FIELDS
-    own = {key: value for key, value in fields.items() if key not in taken}
+def _carried(fields: Mapping[str, Any], row_id: str | None, defaults: JobDefaults) -> dict[str, Any]:
+    if defaults.template:  # a column may be both, a part of the message and a field of the request
+        data = template(defaults.template).names | {"prompt", "messages"}
+        own = {key: value for key, value in fields.items() if key not in PLAIN_FIELDS or key in data}
+    else:
+        taken = BATCH_FIELDS if _is_batch_line(fields) else PLAIN_FIELDS
+        own = {key: value for key, value in fields.items() if key not in taken}
     if row_id is not None and "custom_id" not in fields:
         del own["id"]  # it stands in the results already
     return own

@@ -10,7 +10,8 @@ from typing import Any
 
 from clients.batch.options import RunOptions
 from clients.events import emit
-from clients.prompts.plan import Checked, Shard
+from clients.prompts.check import Checked
+from clients.prompts.plan import Shard
 from clients.prompts.rows import JobDefaults, whole_numbers
 from clients.steps.boundary import step
 
@@ -24,6 +25,7 @@ def plan_shards(
     endpoint: str,
     system_prompt: str,
     request_defaults: Mapping[str, Any],
+    template: str,
     shards: int,
     concurrency: int,
     state: str,
@@ -36,8 +38,9 @@ def plan_shards(
         checked_path: What `check_prompts` wrote.
         prompts: Path or URI of the input.
         endpoint: What `resolve_endpoint` returned.
-        system_prompt: See `JobDefaults`; so is `request_defaults`.
+        system_prompt: See `JobDefaults`; so are the two that follow.
         request_defaults: Request fields of rows that have no such field.
+        template: The user message, with `{name}` where a column's value goes; "" for none.
         shards: How many; at most one a row.
         concurrency: Most requests in flight over all shards; 0 leaves it to the engine.
         state: Folder or URI of the run's ledger, or "".
@@ -51,7 +54,10 @@ def plan_shards(
         parts = checked.cut(shards)
         plan = hashlib.sha256(f"{checked.fingerprint}:{[part.start for part, _ in parts]}".encode()).hexdigest()[:12]
         defaults = JobDefaults(
-            model=found["model"], system_prompt=system_prompt, request_defaults=whole_numbers(request_defaults)
+            model=found["model"],
+            system_prompt=system_prompt,
+            request_defaults=whole_numbers(request_defaults),
+            template=template,
         )
         specs = [
             Shard(

@@ -260,7 +260,7 @@ class TestMistakes:
             (b"", "is empty"),
             (b"\n\n", "holds only blank lines"),
             (b'[{"prompt": "a"}]', "is one JSON array, not JSONL"),
-            (b"\x1f\x8bxx", "is gzip, not JSONL"),
+            (b"\x1f\x8bxx", "is damaged: "),
             (b"prompt\nhello\n", "no row of"),
         ],
     )

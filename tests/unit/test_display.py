@@ -144,11 +144,12 @@ def test_without_a_terminal_nothing_moves_and_nothing_is_coloured() -> None:
     with RunView(console) as view:
         view.stage("Starting the pipeline")
         view.note("Model x at y")
-        view.see({"event": "prompts.checked", "rows": 1200, "invalid": 2, "repeated_ids": 3})
+        view.see({"event": "prompts.checked", "rows": 1200, "invalid": 2, "repeated_ids": 3, "duplicates": 4})
     assert raw(console).splitlines() == [
         "Starting the pipeline",
         "Model x at y",
         "1,200 rows checked, 2 malformed",
+        "  4 rows asking the same as an earlier row",
         "  3 rows with the id of an earlier row; `row` tells them apart",
     ]
 

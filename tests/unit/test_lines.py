@@ -1,5 +1,4 @@
 import contextlib
-import gzip
 import io
 import os
 import subprocess
@@ -9,15 +8,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.errors import PromptsError
+from clients.prompts.check import check_prompts
 from clients.prompts.lines import MAX_LINE_BYTES, Range, read_lines
-from clients.prompts.plan import check_prompts
 from clients.prompts.rows import JobDefaults, parse_row
 from clients.records import ChatRequest, InvalidRow
 
@@ -136,7 +133,7 @@ def test_a_line_that_is_too_long_is_a_bad_row_and_takes_no_memory(tmp_path: Path
         stream.write(b'"}\n' + ROW)
     script = (
         "import resource, sys\n"
-        "from clients.prompts.plan import check_prompts\n"
+        "from clients.prompts.check import check_prompts\n"
         "from clients.prompts.rows import JobDefaults\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "found = check_prompts(sys.argv[1], JobDefaults())\n"
@@ -170,12 +167,6 @@ def test_a_file_of_blank_lines_is_refused(tmp_path: Path, data: bytes) -> None:
     assert "only blank lines" in complaint(kept(tmp_path, data))
 
 
-def parquet() -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"prompt": ["Hello"]}), sink)
-    return sink.getvalue()
-
-
 def zipped() -> bytes:
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w") as archive:
@@ -186,30 +177,32 @@ def zipped() -> bytes:
 @pytest.mark.parametrize(
     ("data", "name", "mend"),
     [
-        (gzip.compress(ROW, mtime=0), "gzip", "gunzip -k"),
-        (b"\x28\xb5\x2f\xfd\x00", "zstd", "zstd -d"),
         (b"\xfd7zXZ\x00", "xz", "unxz -k"),
         (b"BZh91AY", "bzip2", "bunzip2 -k"),
-        (parquet(), "Parquet", "pandas.read_parquet"),
         (zipped(), "a zip archive", "unzip"),
         (ROW.decode().encode("utf-16"), "UTF-16", "iconv -f UTF-16 -t UTF-8"),
         (ROW.decode().encode("utf-16-le"), "UTF-16", "iconv -f UTF-16LE"),
         (ROW.decode().encode("utf-16-be"), "UTF-16", "iconv -f UTF-16BE"),
-        (b"[" + ROW + b",\n" + ROW + b"]", "one JSON array", "jq -c '.[]'"),
-        (BOM + b"\n [" + ROW + b"]", "one JSON array", "jq -c '.[]'"),
     ],
 )
 def test_another_format_is_recognised_and_the_message_says_how_to_convert_it(
     tmp_path: Path, data: bytes, name: str, mend: str
 ) -> None:
     text = complaint(kept(tmp_path, data))
-    assert f"is {name}, not JSONL" in text
+    assert f"is {name}. Read are JSONL, CSV and Parquet, also with gzip or zstd." in text
     assert mend in text
+
+
+@pytest.mark.parametrize("data", [b"[" + ROW + b",\n" + ROW + b"]", BOM + b"\n [" + ROW + b"]"])
+def test_a_json_array_is_recognised_and_the_message_says_how_to_convert_it(tmp_path: Path, data: bytes) -> None:
+    text = complaint(kept(tmp_path, data))
+    assert "is one JSON array, not JSONL" in text
+    assert "jq -c '.[]' > lines.jsonl" in text
 
 
 def test_a_command_in_a_message_survives_spaces_in_the_file_name(tmp_path: Path) -> None:
     location = kept(tmp_path, b"[]", "my prompts.jsonl")
-    assert f"jq -c '.[]' '{location}'" in complaint(location)
+    assert f"cat '{location}' | jq -c '.[]'" in complaint(location)
 
 
 def test_an_object_over_several_lines_is_explained(tmp_path: Path) -> None:

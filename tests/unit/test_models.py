@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from clients.errors import EndpointError, SettingsError
-from clients.models import authorization, resolve
+from clients.models import authorization, max_model_len, resolve
 from tests.servers.openai_server import OpenAIServer
 
 MODEL = "qwen3-30b-fp8"
@@ -86,6 +86,19 @@ def test_a_model_that_is_served_can_be_chosen(server: OpenAIServer) -> None:
 
 def test_a_wrong_model_is_answered_with_those_that_are_served(server: OpenAIServer) -> None:
     assert f"serves no model 'lora-b'. It serves: {MODEL}, lora-a." in refusal(server.url, "lora-b")
+
+
+def test_the_tokens_a_model_takes_are_told_where_the_list_says_so(server: OpenAIServer) -> None:
+    server.max_model_len = 4096
+    assert max_model_len(server.url, model=MODEL, api_key=None) == 4096
+    assert max_model_len(server.url, model="other", api_key=None) is None
+
+    async def bare(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "a"}, {"id": "b", "max_model_len": "many"}]})
+
+    with serving(bare) as port:
+        assert max_model_len(f"http://127.0.0.1:{port}/v1", model="a", api_key=None) is None
+        assert max_model_len(f"http://127.0.0.1:{port}/v1", model="b", api_key=None) is None
 
 
 def test_a_key_that_is_accepted_and_one_that_is_not() -> None:

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.errors import PromptsError, SettingsError
-from clients.prompts import plan
+from clients.prompts import check
+from clients.prompts.check import Checked, check_prompts
 from clients.prompts.lines import Range, read_lines
-from clients.prompts.plan import Checked, Shard, check_prompts
+from clients.prompts.plan import Shard
 from clients.prompts.rows import JobDefaults, parse_row
 
 ROW = b'{"prompt": "Hello"}'
@@ -66,7 +67,7 @@ def test_shards_partition_the_rows_and_read_what_the_whole_reads(
 def test_shards_partition_the_rows_when_few_places_to_cut_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, shards: int
 ) -> None:
-    monkeypatch.setattr(plan, "_MAX_MARKS", 8)
+    monkeypatch.setattr(check, "_MAX_MARKS", 8)
     location = kept(tmp_path, b"\n\n".join([ROW] * rows))
     assert len(check_prompts(location, DEFAULTS).marks) <= 8
     assert_parts_make_the_whole(location, shards)
@@ -104,7 +105,8 @@ def test_an_input_without_a_row_that_can_be_sent_is_refused_with_the_first_reaso
         check_prompts(location, DEFAULTS)
     assert str(caught.value) == (
         f"no row of {location} can be sent, 2 of 2 are malformed; "
-        'line 2: expected one of prompt and messages, found neither (fields: ["question"])'
+        'line 2: expected one of prompt and messages, found neither (fields: ["question"]); '
+        'a template such as "{question}" makes a prompt from columns'
     )
 
 
@@ -113,6 +115,18 @@ def test_rows_that_share_an_id_are_counted_and_none_is_dropped(tmp_path: Path) -
     lines += [b'{"id": "a", "prompt": "x"}', b'{"id": 7, "prompt": "x"}', b'{"custom_id": "7", "prompt": "x"}']
     checked = check_prompts(kept(tmp_path, b"\n".join([*lines, ROW, ROW])), DEFAULTS)
     assert (checked.rows, checked.invalid, checked.repeated_ids) == (8, 0, 4)
+
+
+def test_rows_that_ask_the_same_are_counted(tmp_path: Path) -> None:
+    lines = [b'{"prompt": "a", "topic": 1}', b'{"topic": 2, "prompt": "a"}', b'{"prompt": "b"}', b'{"prompt": ""}']
+    assert check_prompts(kept(tmp_path, b"\n".join([*lines, *lines])), DEFAULTS).duplicates == 4
+
+
+def test_a_template_makes_the_requests(tmp_path: Path) -> None:
+    location = kept(tmp_path, b'{"text": "a"}\n{"text": ""}\n{"text": "a", "x": 1}')
+    checked = check_prompts(location, JobDefaults(template="Translate {text}"))
+    assert (checked.rows, checked.invalid, checked.duplicates) == (3, 1, 1)
+    assert checked.carried == {"text": "text", "x": "int"}
 
 
 def test_the_kinds_of_carried_columns_are_learnt_from_bad_rows_too(tmp_path: Path) -> None:
@@ -139,7 +153,7 @@ def shard(**changes: Any) -> Shard:
         "part": Range(start=5, end=None, first_row=2, first_line=9),
         "rows": 4,
         "base_url": "http://host/v1",
-        "defaults": JobDefaults(model="m", system_prompt="안녕\n", request_defaults={"max_tokens": 9}),
+        "defaults": JobDefaults(model="m", system_prompt="안녕\n", request_defaults={"max_tokens": 9}, template="{a}"),
         "carried": {"x": "int"},
         "state": "",
         "plan": "abc",
@@ -161,8 +175,10 @@ def test_the_settings_of_a_shard_say_how_its_results_were_made() -> None:
         "model": "m",
         "system_prompt": "안녕\n",
         "request_defaults": {"max_tokens": 9},
+        "template": "{a}",
         "shards": 3,
     }
+    assert "template" not in shard(defaults=JobDefaults()).settings()
 
 
 def test_a_shard_checks_a_row_as_the_plan_did(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from clients.prompts.lines import Line
+from clients.errors import SettingsError
+from clients.prompts.cells import PLAIN_FIELDS
+from clients.prompts.lines import BadLine, Line
 from clients.prompts.rows import JobDefaults, Row, parse_row, request_hash, whole_numbers
 from clients.records import ChatRequest, InvalidRow
 
@@ -167,6 +169,10 @@ def test_the_rows_own_token_limit_replaces_the_jobs_under_either_name(own: str, 
     assert {name: body[name] for name in body if name.startswith("max")} == {own: 5}
 
 
+def test_several_choices_may_be_asked_for() -> None:
+    assert sent({"prompt": "Hello", "n": 2}).body["n"] == 2
+
+
 def test_null_takes_a_default_away() -> None:
     assert "max_tokens" not in sent({"prompt": "Hello", "max_tokens": None}, request_defaults={"max_tokens": 9}).body
 
@@ -276,8 +282,8 @@ def test_many_brackets_are_not_depth() -> None:
         ({"prompt": "a", "max_tokens": 1.5}, "wrong_type", "found 1.5"),
         ({"prompt": "a", "max_completion_tokens": "many"}, "wrong_type", "max_completion_tokens"),
         ({"prompt": "a", "seed": 0.5}, "wrong_type", "seed"),
-        ({"prompt": "a", "n": 2}, "wrong_type", "n must be 1"),
-        ({"prompt": "a", "n": True}, "wrong_type", "n must be 1"),
+        ({"prompt": "a", "n": 0}, "wrong_type", "n must be a whole number of at least 1, found 0"),
+        ({"prompt": "a", "n": True}, "wrong_type", "n must be a whole number of at least 1, found true"),
         ({"prompt": "a", "response_format": "json"}, "wrong_type", "response_format must be an object"),
         ({"prompt": "a", "tools": {"x": "y" * 99}}, "wrong_type", "..."),
         ({"messages": "Hello"}, "wrong_type", "messages must be a list of at least one message, found text"),
@@ -308,3 +314,91 @@ def test_a_message_of_an_assistant_may_have_tool_calls_in_place_of_content() -> 
 def test_whole_numbers_come_back_whole_from_kubeflow(value: Any) -> None:
     assert whole_numbers(value) == value
     assert orjson.loads(orjson.dumps(whole_numbers({"a": [1024.0, 0.5, True]}))) == {"a": [1024, 0.5, True]}
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}"), min_size=1, max_size=6)
+FILLED = TEXT.filter(str.strip)
+
+
+class TestTemplate:
+    """The user message from a row's columns."""
+
+    @given(st.lists(st.tuples(TEXT, NAMES), min_size=1, max_size=4), TEXT, st.data())
+    def test_a_message_is_the_template_with_each_name_replaced_by_its_value(
+        self, pieces: list[tuple[str, str]], last: str, data: st.DataObject
+    ) -> None:
+        names = {name for _, name in pieces}
+        assume(not names & PLAIN_FIELDS)
+        values = data.draw(st.fixed_dictionaries(dict.fromkeys(sorted(names), FILLED)))
+        template = "".join(f"{escaped(text)}{{{name}}}" for text, name in pieces) + escaped(last)
+        expected = "".join(f"{text}{values[name]}" for text, name in pieces) + last
+        row = parse(values, template=template)
+        assert isinstance(row.request, ChatRequest)
+        assert row.request.body["messages"] == [{"role": "user", "content": expected}]
+        assert {**row.carried, **({"id": values["id"]} if "id" in values else {})} == values
+
+    @pytest.mark.parametrize(
+        ("template", "words"),
+        [
+            ("Hello", "names no column"),
+            ("{{text}}", "names no column"),
+            ("{", "'{' at character 1 names no column"),
+            ("{text", "'{' at character 1"),
+            ("text}", "'}' at character 5"),
+            ("a {} b", "'{}' at character 3"),
+            ("{a{b}}", "'{' at character 1"),
+            ("\udcff{a}", "not UTF-8"),
+        ],
+    )
+    def test_one_that_cannot_be_used_is_a_usage_error(self, template: str, words: str) -> None:
+        with pytest.raises(SettingsError) as caught:
+            JobDefaults(template=template)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["text.__class__", "text[0]", "text!r", "text:>9", "0", " text"])
+    def test_a_name_is_nothing_but_a_name(self, name: str) -> None:
+        assert refused({"text": "a"}, template=f"{{{name}}}").error_code == "no_column"
+        assert sent({name: "a"}, template=f"{{{name}}}").body["messages"][0]["content"] == "a"
+
+    @pytest.mark.parametrize("value", ["", " \n", None])
+    def test_a_row_without_the_column_says_which_ones_it_has(self, value: str | None) -> None:
+        assert refused({"title": "a", "body": "b"}, template="{text}").error_message == (
+            "line 7: no column 'text'; the row has: title, body"
+        )
+        bad = refused({"title": "a", "text": value}, template="{title} {text}")
+        assert (bad.error_code, bad.error_message) == (
+            "no_column",
+            "line 7: column 'text' is empty; the row has: title, text",
+        )
+        assert parse({"title": "a"}, template="{text}").carried == {"title": "a"}
+
+    def test_what_is_not_text_stands_there_as_json(self) -> None:
+        fields = {"a": 5, "b": 0.5, "c": True, "d": ["x", None], "e": {"k": "값"}}
+        content = sent(fields, template="{a} {b} {c} {d} {e}").body["messages"][0]["content"]
+        assert content == '5 0.5 true ["x",null] {"k":"값"}'
+
+    def test_prompt_and_messages_and_a_body_are_columns_like_any_other(self) -> None:
+        fields = {"prompt": "p", "messages": [], "body": "b", "url": "u", "max_tokens": 5, "system": "s", "n": None}
+        row = parse(fields, template="{body}")
+        assert isinstance(row.request, ChatRequest)
+        assert row.request.body == {
+            "model": "m",
+            "max_tokens": 5,
+            "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "b"}],
+        }
+        assert row.carried == {"prompt": "p", "messages": [], "body": "b", "url": "u"}
+
+    def test_a_column_may_be_both_data_and_a_field_of_the_request(self) -> None:
+        row = parse({"id": 4, "max_tokens": 5}, template="{max_tokens} words")
+        assert isinstance(row.request, ChatRequest)
+        assert (row.request.id, row.request.body["max_tokens"], row.carried) == ("4", 5, {"max_tokens": 5})
+
+
+def escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def test_what_a_format_finds_broken_is_a_bad_row_with_its_reason() -> None:
+    bad = parse_row(BadLine(6, 7, 0, None, "wrong_cells", "3 cells"), JobDefaults()).request
+    assert bad == InvalidRow(6, "row-6", "wrong_cells", "line 7: 3 cells")
