@@ -34,8 +34,9 @@ _FRESH_S = 5.0
 #: Refusals within so many seconds are one episode; below this number, or this share of the requests, an accident.
 _EPISODE_S, _FEW_REFUSED, _FEW_REFUSED_SHARE = 0.5, 3, 0.1
 
-#: Seconds for which a limit that the server has set is not exceeded; doubled each time it proves right.
-_CEILING_S, _CEILING_MAX_S = 10.0, 120.0
+#: Seconds for which a limit that the server has set is not exceeded; doubled each time it proves right. One that is
+#: smaller than any server's says that others had taken all, and may be exceeded soon.
+_CEILING_S, _CEILING_MAX_S, _TINY_CEILING_S = 10.0, 120.0, 1.0
 
 #: Share of the running requests that may be preempted between two readings before the limit falls.
 _MANY_PREEMPTED = 0.02
@@ -186,7 +187,8 @@ class ConcurrencyController:
 
     def _hold(self, limit: int, now: float) -> None:
         """Do not go beyond a limit for a while."""
-        self._ceiling, self._ceiling_until = max(1, limit), now + self._ceiling_s
+        self._ceiling = max(1, limit)
+        self._ceiling_until = now + (self._ceiling_s if limit >= START else _TINY_CEILING_S)
         self._step = 0
         self.is_full = True
 

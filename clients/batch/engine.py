@@ -147,7 +147,7 @@ class Engine:
             error = failure
         finally:
             self._flights.land(flight)
-        if flight.is_unwanted:
+        if flight.is_unwanted or flight.work.done:
             return
         if error is None:
             self._answer(flight, fields, backlog, loop.time() - flight.started)

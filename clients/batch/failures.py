@@ -23,11 +23,11 @@ async def costs_an_attempt(flight: Flight, error: ChatError, pool: Pool, flights
     if isinstance(error, RejectedError):
         return True
     if isinstance(error, OverloadedError):
-        pool.report(replica, replica.controller.refused(replica.in_flight, now))
         works = replica.load is not None and replica.load.running > 0
         if replica.last_answer is None and not flights.any_answered and error.retry_after_s is None and not works:
             pool.put_down(replica, f"it is not ready ({error.code.removeprefix('http_')})")
             return False
+        pool.report(replica, replica.controller.refused(replica.in_flight, now))
     else:
         flights.any_broken = True
     if error.code == "connection":

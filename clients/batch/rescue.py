@@ -100,7 +100,7 @@ class Rescue:
         found: list[tuple[Flight, float]] = []
         for flight in self._flights.open:
             limit_s, connection = limits[flight.replica], flight.connection
-            if flight.work.flights[-1] is not flight:
+            if flight.work.flights[-1] is not flight or flight.is_unwanted:
                 continue
             if connection is not None and connection.last_data and now - connection.last_data > _STALLED_S:
                 found.append((flight, _STALLED_S))
