@@ -1,7 +1,7 @@
 """The ledger of one shard: committed answers in immutable Parquet segments, found again by their request's hash.
 
 A segment counts once its write is complete; killing the process at any byte loses at most what was not yet committed.
-In memory an answer costs 16 bytes (whose and where it is), one of an earlier run some 40, whatever its length.
+A new answer costs no memory, one of an earlier run some 33 bytes, whatever its length.
 """
 
 import array
@@ -18,9 +18,11 @@ from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from clients.batch.answer_index import AnswerIndex
+from clients.batch.answer_index import AnswerIndex, entries_of, outcome_of, positions_of, segment_of
+from clients.batch.compaction import compact, segments_of
+from clients.batch.pairs import Pairs
+from clients.batch.segments import encode, read_segment, table_of, unreadable
 from clients.errors import LedgerInUseError, PromptsError, StorageError
 from clients.records import ChatRequest, ChatResult, Outcome
 from clients.results.schema import COLUMNS
@@ -30,10 +32,8 @@ from clients.storage import Folder
 #: gone by then.
 LOCK_PATIENCE_S = 15.0
 
-#: Rows that ended so are sent again by the same command: nothing is known about them yet.
-_NOT_DONE = (Outcome.FAILED.value,)
-
-_UNANSWERED = -1
+#: The lowest row that uses an answer of a segment which no row uses.
+_NO_ROW = (1 << 63) - 1
 
 _INDEX_COLUMNS = pa.schema([COLUMNS.field(name) for name in ("row", "request_hash", "outcome")])
 
@@ -70,13 +70,13 @@ class Ledger:
         lock_patience_s: float = LOCK_PATIENCE_S,
     ) -> None:
         self._retry = retry
-        self._leader_of: array.array[int] | None = None  # position of a joined row: that of the row it shares with
         self.home = home
-        self._first_row = first_row
+        self._first_row, self._rows = first_row, rows
         self._segments: list[tuple[Folder, str]] = []
-        self._where = array.array("q")  # an entry: segment << 32 | position in the segment
-        self._entry_of_row = array.array("q", [_UNANSWERED]) * rows
-        self._written = 0
+        self._lowest = array.array("q")  # of each segment, the lowest row that uses one of its answers
+        self._claims, self._joined = Pairs(), Pairs()  # entry: row that took it over; row: next row that asks the same
+        self._again: dict[int, int] = {}  # row that was to be sent again and has no new answer: its earlier one
+        self._claimed = self._committed = self._written = 0
         self._nonce = secrets.token_hex(4)
         self._known = AnswerIndex(share=share)
         self._lock = _take_lock(home, lock_patience_s)
@@ -85,6 +85,7 @@ class Ledger:
         except BaseException:
             self._unlock()
             raise
+        self._earlier = len(self._segments)
 
     def __enter__(self) -> Self:
         return self
@@ -101,24 +102,31 @@ class Ledger:
         Raises:
             PromptsError: the shard has no such row.
         """
-        at = request.row - self._first_row
-        if not 0 <= at < len(self._entry_of_row):
+        row = request.row
+        if not 0 <= row - self._first_row < self._rows:
             raise PromptsError(
-                f"row {request.row} is not among the {len(self._entry_of_row)} rows of its shard: the input has "
+                f"row {row} is not among the {self._rows} rows of its shard: the input has "
                 "changed since it was checked. Run the same command again."
             )
-        entry = self._known.take(request.request_hash, request.row)
+        entry = self._known.take(request.request_hash, row)
         if entry is None:
             return None
-        self._entry_of_row[at] = entry
-        outcome = self._known.outcome(entry)
-        return None if outcome in self._retry else outcome
+        self._claimed += 1
+        outcome = outcome_of(entry)
+        if outcome in self._retry:
+            self._again[row] = entry
+            return None
+        self._use(entry, row)
+        return outcome
 
-    def join(self, row: int, leader: int) -> None:
-        """Give a row whatever answer another row of the shard has or will have."""
-        if self._leader_of is None:
-            self._leader_of = array.array("q", [_UNANSWERED]) * len(self._entry_of_row)
-        self._leader_of[row - self._first_row] = leader - self._first_row
+    def join(self, row: int, earlier: int) -> None:
+        """Give a row whatever answer an earlier row has or will have.
+
+        Args:
+            row: Of the shard.
+            earlier: The last row before it that asks the same.
+        """
+        self._joined.add(earlier, row)
 
     def commit(self, results: list[ChatResult]) -> None:
         """Write some answers as one segment, sorted by row; they are kept when this returns.
@@ -131,59 +139,51 @@ class Ledger:
         results = sorted(filter(self._is_news, results), key=lambda result: result.row)
         if not results:
             return
-        columns = {name: [getattr(result, name) for result in results] for name in COLUMNS.names}
         name = f"{self._written:06d}-{self._nonce}.parquet"
-        self.home.write(name, _encode(pa.Table.from_pydict(columns, schema=COLUMNS)))
+        self.home.write(name, encode(table_of(results)))
         self._written += 1
-        for position, result in enumerate(results):
-            self._entry_of_row[result.row - self._first_row] = self._add_entry(len(self._segments), position)
+        for result in results:
+            self._committed += self._again.pop(result.row, None) is None
         self._segments.append((self.home, name))
+        self._lowest.append(results[0].row)
 
     def unanswered(self) -> int:
-        """Rows of the shard for which no answer is committed."""
-        return int(pc.sum(pc.equal(self._entries(), _UNANSWERED)).as_py() or 0)
+        """Rows of the shard for which no answer of their own is committed."""
+        return self._rows - self._claimed - self._committed
 
     def rows_by_segment(self) -> Iterator[tuple[pa.Table, pa.Array]]:
         """Every committed answer that a row uses: a segment's answers, and the row numbers they are for.
 
-        Yields:
-            A table of `COLUMNS` and an int64 array of the same length. Of the rows that share an answer the first has
-            its attempts, the others none. A segment no row uses is not read.
-        """
-        rows = _int64(array.array("q", range(self._first_row, self._first_row + len(self._entry_of_row))))
-        entries = self._entries()
-        used = pa.table({"row": rows, "entry": entries}).filter(pc.greater_equal(entries, 0))
-        where = _int64(self._where).take(used["entry"])
-        used = used.append_column("where", where).sort_by([("where", "ascending"), ("row", "ascending")])
-        used = used.append_column("shared", _same_as_before(used["where"].combine_chunks())).combine_chunks()
-        segments = pc.shift_right(used["where"], pa.scalar(32, pa.int64()))
-        start = 0
-        for count in pc.value_counts(segments):
-            part = used.slice(start, count["counts"].as_py())
-            start += len(part)
-            folder, name = self._segments[count["values"].as_py()]
-            positions = pc.bit_wise_and(part["where"], pa.scalar(0xFFFFFFFF, pa.int64()))
-            table = _read_segment(folder, name, COLUMNS).take(positions)
-            attempts = pc.if_else(part["shared"], pa.scalar(0, pa.int32()), table["attempts"])
-            at = COLUMNS.get_field_index("attempts")
-            yield table.set_column(at, COLUMNS.field(at), attempts), part["row"].combine_chunks()
+        Called once nothing will be committed any more. A segment no row uses is not read.
 
-    def _entries(self) -> pa.Array:
-        """The entry of each row."""
-        entries = _int64(self._entry_of_row)
-        if self._leader_of is None:
-            return entries
-        leaders = _int64(self._leader_of)
-        shared = entries.take(pc.if_else(pc.equal(leaders, _UNANSWERED), None, leaders))
-        return pc.if_else(pc.fill_null(pc.greater_equal(shared, 0), False), shared, entries)
+        Yields:
+            A table of `COLUMNS` and an int64 array of the same length, ascending; the first row of each is not below
+            that of the one before. Of the rows that share an answer the first has its attempts, the others none. Rows
+            that were joined are not among them, see `joined`.
+        """
+        while self._again:
+            row, entry = self._again.popitem()
+            self._use(entry, row)
+        for segment in sorted(range(len(self._segments)), key=self._lowest.__getitem__):
+            if self._lowest[segment] == _NO_ROW:
+                return
+            table = read_segment(*self._segments[segment], COLUMNS)
+            if segment < self._earlier:
+                yield _taken_over(table, *self._claims.between(*entries_of(segment)))
+            else:
+                yield table, table["row"].combine_chunks()
+
+    def joined(self, low: int, high: int) -> tuple[pa.Array, pa.Array]:
+        """Of the rows from `low` to below `high`, those that ask the same as a later row, and the next such row."""
+        return self._joined.between(low, high)
+
+    def _use(self, entry: int, row: int) -> None:
+        self._claims.add(entry, row)
+        segment = segment_of(entry)
+        self._lowest[segment] = min(self._lowest[segment], row)
 
     def _is_news(self, result: ChatResult) -> bool:
-        nothing = result.outcome in (Outcome.FAILED, Outcome.REJECTED)
-        return not nothing or self._entry_of_row[result.row - self._first_row] == _UNANSWERED
-
-    def _add_entry(self, segment: int, position: int) -> int:
-        self._where.append(segment << 32 | position)
-        return len(self._where) - 1
+        return result.outcome not in (Outcome.FAILED, Outcome.REJECTED) or result.row not in self._again
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -191,26 +191,22 @@ class Ledger:
             self._lock = None
 
     def _read_folders(self, folders: tuple[Folder, ...]) -> None:
+        compact(self.home)
         for folder in folders:
-            for name in folder.names():
-                if name.endswith(".parquet"):
-                    self._read_index(folder, name)
+            for name in segments_of(folder):
+                self._read_index(folder, name)
         self._known.freeze()
 
     def _read_index(self, folder: Folder, name: str) -> None:
-        table = _read_segment(folder, name, _INDEX_COLUMNS)
+        table = read_segment(folder, name, _INDEX_COLUMNS)
         if folder is self.home:
             self._written = max(self._written, int(name[:6]) + 1 if name[:6].isdigit() else 0)
-        segment = len(self._segments)
-        self._segments.append((folder, name))
-        columns = (table[name].to_pylist() for name in _INDEX_COLUMNS.names)
         try:
-            for position, (row, request_hash, outcome) in enumerate(zip(*columns, strict=True)):
-                entry = self._add_entry(segment, position)
-                if outcome not in _NOT_DONE:
-                    self._known.add(entry, request_hash, row, Outcome(outcome))
+            self._known.add(len(self._segments), table)
         except ValueError as error:
-            raise _unreadable(folder, name, error) from error
+            raise unreadable(folder, name, error) from error
+        self._segments.append((folder, name))
+        self._lowest.append(_NO_ROW)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,40 +225,17 @@ class State:
         return tuple(self.root / f"ledger/{other}" for other in sorted(plans - {plan}))
 
 
-def _encode(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
-
-
-def _int64(numbers: "array.array[int]") -> pa.Array:
-    """The numbers as an Arrow array; a copy, since an array that is looked into cannot grow."""
-    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers.tobytes())])
-
-
-def _same_as_before(sorted_numbers: pa.Array) -> pa.Array:
-    if not len(sorted_numbers):
-        return pa.array([], pa.bool_())
-    return pa.concat_arrays([pa.array([False]), pc.equal(sorted_numbers[1:], sorted_numbers[:-1])])
-
-
-def _read_segment(folder: Folder, name: str, columns: pa.Schema) -> pa.Table:
-    with folder.open(name) as file:
-        try:
-            table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns.names)
-            for at, field in enumerate(columns):  # a column that was added since
-                if field.nullable and field.name not in table.column_names:
-                    table = table.add_column(at, field, pa.nulls(len(table), field.type))
-            return table.cast(columns)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise _unreadable(folder, name, error) from error
-
-
-def _unreadable(folder: Folder, name: str, error: Exception) -> StorageError:
-    found = " ".join(str(error).split())
-    return StorageError(
-        f"cannot read {folder.location}/{name}: {found}. Move the file away; its rows are then sent again."
-    )
+def _taken_over(table: pa.Table, entries: pa.Array, rows: pa.Array) -> tuple[pa.Table, pa.Array]:
+    """Answers of an earlier segment for the rows that took them over."""
+    taken = pa.RecordBatch.from_arrays([entries, rows], names=["entry", "row"])
+    taken = taken.take(pc.sort_indices(taken, sort_keys=[("entry", "ascending"), ("row", "ascending")]))
+    entries = taken["entry"]
+    shared = pa.concat_arrays([pa.array([False]), pc.equal(entries[1:], entries[:-1])])
+    order = pc.sort_indices(taken["row"])
+    table = table.take(positions_of(entries.take(order)))
+    at = COLUMNS.get_field_index("attempts")
+    attempts = pc.if_else(shared.take(order), pa.scalar(0, pa.int32()), table["attempts"])
+    return table.set_column(at, COLUMNS.field(at), attempts), taken["row"].take(order)
 
 
 def _take_lock(home: Folder, patience_s: float) -> int | None:

@@ -137,6 +137,7 @@ def write_part(shard: Shard, ledger: Ledger, path: Path, *, run: ShardRun) -> in
         _all_rows(shard),
         ledger.rows_by_segment(),
         CarriedColumns(shard.carried),
+        joined=ledger.joined,
         first_row=shard.part.first_row,
         settings=shard.settings(),
         run=run.facts(),
@@ -165,9 +166,10 @@ def _to_send(shard: Shard, ledger: Ledger, progress: Progress, *, join: bool) ->
             progress.malformed()
         elif (outcome := ledger.claim(request)) is not None:
             progress.reuse(outcome)
-        elif duplicates is not None and (leader := duplicates.leader(request)) is not None:
-            ledger.join(request.row, leader)
-            progress.join(leader)
+        elif duplicates is not None and (earlier := duplicates.earlier(request)) is not None:
+            first, last = earlier
+            ledger.join(request.row, last)
+            progress.join(first)
         else:
             yield request
             continue

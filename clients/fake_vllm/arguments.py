@@ -59,6 +59,11 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
         help="idle connections close then (default: %(default)s)",
     )
     group.add_argument("--no-metrics", action="store_true", help="/metrics is 404")
+    group.add_argument(
+        "--anonymous",
+        action="store_true",
+        help="/metrics does not tell one process from another, as with several API servers in one",
+    )
     many = group.add_mutually_exclusive_group()
     many.add_argument("--replicas", metavar="N", type=int, default=1, help="so many behind one port, one a connection")
     many.add_argument("--addresses", metavar="N", type=int, help="so many, each with its own address and the same port")
@@ -173,6 +178,7 @@ def server_options(options: argparse.Namespace) -> Options:
         closed_s=options.closed_s,
         not_ready_s=options.not_ready_s,
         metrics=not options.no_metrics,
+        anonymous=options.anonymous,
         outages=tuple(parse_outage(text) for text in options.outage),
     )
 

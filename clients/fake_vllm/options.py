@@ -40,6 +40,7 @@ class Options:
         closed_s: The port is not open for so long after the start.
         not_ready_s: `/health` and chat say 503 for so long after the start.
         metrics: Whether there is `/metrics`.
+        anonymous: Whether `/metrics` leaves out what tells one process from another.
         outages: Which replica dies when.
     """
 
@@ -62,6 +63,7 @@ class Options:
     closed_s: float = 0.0
     not_ready_s: float = 0.0
     metrics: bool = True
+    anonymous: bool = False
     outages: tuple[Outage, ...] = ()
 
     def __post_init__(self) -> None:

@@ -97,8 +97,8 @@ class Replica:
         self.peak = self._batch.running + self._batch.waiting
         self._slot_seconds = -self._batch.slot_seconds
 
-    def metrics(self, model: str, slots: int) -> str:
-        """What Prometheus would read."""
+    def metrics(self, model: str, slots: int, *, anonymous: bool = False) -> str:
+        """What Prometheus would read; `anonymous` leaves out when the process began."""
         running, waiting = self.load()
         label = f'engine="0",model_name="{model}"'
         counts: list[tuple[str, str, float]] = [
@@ -119,7 +119,9 @@ class Replica:
             lines.append(
                 f'vllm:request_success_total{{engine="0",finished_reason="{reason}",model_name="{model}"}} {count}'
             )
-        lines += ["# TYPE process_start_time_seconds gauge", f"process_start_time_seconds {_number(self.started_at)}"]
+        if not anonymous:
+            began = _number(self.started_at)
+            lines += ["# TYPE process_start_time_seconds gauge", f"process_start_time_seconds {began}"]
         return "\n".join(lines) + "\n"
 
     # ------------------------------------------------------------------------ inside

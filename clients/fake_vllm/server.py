@@ -204,7 +204,10 @@ class Connection(asyncio.Protocol):
             data = replies.reply(200 if ready else 503, b"", keep=keep)
         elif path == b"/metrics" and options.metrics:
             data = replies.reply(
-                200, replica.metrics(options.model, options.slots).encode(), kind=replies.TEXT, keep=keep
+                200,
+                replica.metrics(options.model, options.slots, anonymous=options.anonymous).encode(),
+                kind=replies.TEXT,
+                keep=keep,
             )
         elif path == b"/load":
             data = replies.reply(200, orjson.dumps({"server_load": sum(replica.load())}), keep=keep)

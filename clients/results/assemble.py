@@ -1,10 +1,8 @@
 """Join a shard's input with its ledger: one result row per input row, in input order, in flat memory."""
 
-import contextlib
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -14,14 +12,23 @@ import pyarrow.parquet as pq
 from clients.prompts.columns import CarriedColumns
 from clients.prompts.rows import Row
 from clients.records import InvalidRow, Outcome
+from clients.results.gather import Gather, Joined
 from clients.results.schema import COLUMNS, RUN_KEY, SETTINGS_KEY
 from clients.storage import refusals
 
-#: Rows that are in memory at once; also the row group of the Parquet files (at 2 KB an answer, some 15 MB).
-WINDOW_ROWS = 4096
+#: Rows that are put together at once.
+WINDOW_ROWS = 1024
+
+#: A row group ends at the first window that reaches one of them: large enough to be read fast and to need few entries
+#: in the file's footer, small enough to be held.
+_GROUP_ROWS, _GROUP_BYTES = 16_384, 8 << 20
 
 #: The error code of rows whose shard ended before they were answered.
 MISSING = "missing"
+
+#: Columns with few different values; for the others, a dictionary or the extremes of a group cost more than they help.
+_REPEATED = ["outcome", "finish_reason", "model", "endpoint", "error_code"]
+_ORDERED = ["row", "outcome", "prompt_tokens", "completion_tokens", "started_at", "latency_s", "error_code"]
 
 _ANSWER_COLUMNS = [name for name in COLUMNS.names if name not in ("row", "id")]
 
@@ -32,6 +39,7 @@ def write_results(
     answers: Iterable[tuple[pa.Table, pa.Array]],
     carried: CarriedColumns,
     *,
+    joined: Joined,
     first_row: int,
     settings: Mapping[str, Any],
     run: Mapping[str, Any] | None = None,
@@ -41,8 +49,9 @@ def write_results(
     Args:
         path: The Parquet file to write.
         rows: The shard's input, in order.
-        answers: Tables of `COLUMNS` in any order, each with the row numbers it answers; see `Ledger.rows_by_segment`.
+        answers: See `Ledger.rows_by_segment`.
         carried: The columns the whole input carries.
+        joined: See `Ledger.joined`.
         first_row: Number of the first row.
         settings: Kept as JSON in the file's metadata.
         run: How the shard's run went; kept likewise.
@@ -54,20 +63,51 @@ def write_results(
         StorageError: the file, or the scratch files beside which it grows, cannot be written.
     """
     schema = results_schema(carried, settings)
+    gather = Gather(answers, joined, first_row=first_row, rows=WINDOW_ROWS, folder=path.parent)
     missing = 0
-    with (
-        refusals("write", path),
-        _Sorter(first_row) as sorter,
-        pq.ParquetWriter(path, schema, compression="zstd") as writer,
-    ):
-        for table, numbers in answers:
-            sorter.add(table, numbers)
+    with refusals("write", path), open_writer(path, schema) as writer:
+        groups = RowGroups(writer)
         for at, window in enumerate(_windows(rows)):
-            table, lost = _join(window, sorter.window(at), carried, schema)
-            writer.write_table(table, row_group_size=WINDOW_ROWS)
+            table, lost = _join(window, gather.window(at), carried, schema)
+            groups.add(table)
             missing += lost
+        groups.end()
         writer.add_key_value_metadata({RUN_KEY: orjson.dumps(run or {})})
     return missing
+
+
+def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet file to be written, compressed as results are."""
+    carried = [field.name for field in schema if field.name not in COLUMNS.names]
+    statistics = [*_ORDERED, *(name for name in carried if not pa.types.is_string(schema.field(name).type))]
+    return pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=[*_REPEATED, *carried], write_statistics=statistics
+    )
+
+
+class RowGroups:
+    """Writes tables as row groups of a good size."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._tables: list[pa.Table] = []
+        self._rows = self._bytes = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Take some rows; they are written with those that follow, or now."""
+        self._tables.append(table)
+        pa.default_memory_pool().release_unused()
+        self._rows += len(table)
+        self._bytes += table.nbytes
+        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+            self.end()
+
+    def end(self) -> None:
+        """Write what was taken."""
+        if self._tables:
+            self._writer.write_table(pa.concat_tables(self._tables))
+        self._tables, self._rows, self._bytes = [], 0, 0
+        pa.default_memory_pool().release_unused()
 
 
 def results_schema(carried: CarriedColumns, settings: Mapping[str, Any]) -> pa.Schema:
@@ -139,44 +179,3 @@ def _join(window: _Window, answers: pa.Table, carried: CarriedColumns, schema: p
     found = answers.select(_ANSWER_COLUMNS).combine_chunks().take(at)
     columns = [numbers, pa.array(window.ids, pa.string()), *found.columns, *carried.arrays(window.carried)]
     return pa.Table.from_arrays(columns, schema=schema), missing
-
-
-class _Sorter:
-    """Brings answers that arrive in any order into windows of consecutive rows, by way of files when they are many."""
-
-    def __init__(self, first_row: int) -> None:
-        self._first_row = first_row
-        self._schema = COLUMNS
-        self._open = contextlib.ExitStack()
-        self._sinks: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="kllm-sort-")))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for sink in self._sinks.values():
-            sink.close()
-        self._open.close()
-
-    def add(self, table: pa.Table, numbers: pa.Array) -> None:
-        """Take some answers and the rows they are for."""
-        table = table.set_column(0, COLUMNS.field("row"), numbers)
-        windows = pc.divide(pc.subtract(numbers, self._first_row), WINDOW_ROWS)
-        for window in pc.unique(windows).to_pylist():
-            sink = self._sinks.get(window)
-            if sink is None:
-                sink = self._sinks[window] = pa.ipc.new_file(self._folder / f"{window}.arrow", self._schema)
-            sink.write_table(table.filter(pc.equal(windows, window)))
-
-    def window(self, window: int) -> pa.Table:
-        """The answers of one window of rows."""
-        sink = self._sinks.pop(window, None)
-        if sink is None:
-            return self._schema.empty_table()
-        sink.close()
-        path = self._folder / f"{window}.arrow"
-        with pa.OSFile(str(path)) as file:
-            table = pa.ipc.open_file(file).read_all()
-        path.unlink()
-        return table

@@ -69,12 +69,9 @@ class Distribution:
 
     def _fold(self, values: pa.Array) -> None:
         keys = pc.floor(pc.divide(pc.ln(pc.max_element_wise(values, _LOWEST)), _LOG_WIDTH)).cast(pa.int32())
-        groups = pa.table([keys, values], ["key", "value"]).group_by("key")
-        found = groups.aggregate([("value", "count"), ("value", "sum")])
-        columns = (found[name].to_pylist() for name in ("key", "value_count", "value_sum"))
-        for key, number, total in zip(*columns, strict=True):
-            had, sum_before = self._buckets.get(key, (0, 0.0))
-            self._buckets[key] = (had + number, sum_before + total)
+        for key, value in zip(keys.to_pylist(), values.to_pylist(), strict=True):
+            number, total = self._buckets.get(key, (0, 0.0))
+            self._buckets[key] = (number + 1, total + value)
 
     def _points(self) -> list[tuple[float, int]]:
         if self._buckets:

@@ -53,10 +53,7 @@ class Timeline:
             return
         self._add_stretches(started_us, finished_us)
         slots = pc.shift_right(finished_us, self._shift)
-        groups = pa.table([slots, tokens], ["slot", "tokens"]).group_by("slot")
-        found = groups.aggregate([([], "count_all"), ("tokens", "sum")])
-        columns = (found[name].to_pylist() for name in ("slot", "count_all", "tokens_sum"))
-        self._put(zip(*columns, strict=True))
+        self._put((slot, 1, count) for slot, count in zip(slots.to_pylist(), tokens.to_pylist(), strict=True))
         while len(self._slots) > _MAX_SLOTS:
             finer, self._slots = self._slots, {}
             self._shift += 1

@@ -1,10 +1,13 @@
 import contextlib
 import errno
 import fcntl
+import itertools
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clients.batch import compaction
 from clients.batch.ledger import Ledger, State
 from clients.errors import LedgerInUseError, PromptsError, StorageError
 from clients.prompts.rows import request_hash
@@ -332,6 +336,133 @@ def test_plans_are_told_apart_and_their_answers_shared(tmp_path: Path) -> None:
     with opened(state.home("c", 1), rows=9, earlier=state.earlier("c")) as ledger:
         found = [ledger.claim(request(row, f"p{row % 4}")) for row in range(9)]
     assert found.count(Outcome.OK) == 8
+
+
+class KilledError(BaseException):
+    """Nothing may catch it, as nothing catches SIGKILL."""
+
+
+@contextlib.contextmanager
+def killed_after(steps: int) -> Iterator[None]:
+    """Let only so many files be written or removed."""
+    write, remove = Folder.write, Folder.remove
+    left = iter(range(steps))
+
+    def counted(step: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            if next(left, None) is None:
+                raise KilledError
+            step(*arguments)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Folder, "write", counted(write))
+        patch.setattr(Folder, "remove", counted(remove))
+        yield
+
+
+def many_small(home: Folder, *, rows: int = 100) -> None:
+    with opened(home, rows=rows) as ledger:
+        for row in range(rows):
+            ledger.commit([answer(request(row, f"p{row % 90}"), f"a{row}")])
+
+
+def claimed_answers(home: Folder, *, rows: int = 100, earlier: tuple[Folder, ...] = ()) -> dict[int, str]:
+    with opened(home, rows=rows, earlier=earlier) as ledger:
+        assert all(ledger.claim(request(row, f"p{row % 90}")) is Outcome.OK for row in range(rows))
+        assert ledger.claim(request(0, "p0")) is None, "an answer that stands there twice was given away twice"
+        return answers_in(ledger)
+
+
+def test_many_small_segments_become_few_and_say_the_same(tmp_path: Path) -> None:
+    home = Folder(str(tmp_path))
+    many_small(home)
+    before = {row: f"a{row}" for row in range(100)}
+    assert len(home.names()) == 100
+    assert claimed_answers(home) == before
+    assert len(home.names()) == 1
+    with opened(home, rows=101) as ledger:
+        ledger.commit([answer(request(100, "new"), "a100")])
+    assert home.names()[1] > home.names()[0], "the newest comes last"
+    assert claimed_answers(home) == before
+
+
+def test_few_segments_and_large_ones_stay_as_they_are(tmp_path: Path) -> None:
+    home = Folder(str(tmp_path))
+    with opened(home, rows=40 * 256) as ledger:
+        for at in range(40):
+            ledger.commit([answer(request(row, f"p{row}"), "x") for row in range(256 * at, 256 * at + 256)])
+    names = home.names()
+    with opened(home, rows=1):
+        assert home.names() == names
+    small = Folder(f"{tmp_path}/small")
+    many_small(small, rows=31)
+    with opened(small, rows=1):
+        assert len(small.names()) == 31
+
+
+def test_a_kill_at_any_step_of_making_few_of_many_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "_MADE_ROWS", 40)
+    many_small(Folder(f"{tmp_path}/origin"))
+    expected = {row: f"a{row}" for row in range(100)}
+    for steps in itertools.count():
+        home = Folder(f"{tmp_path}/state{steps}/ledger/plan/00000")
+        shutil.copytree(tmp_path / "origin", home.location)
+        with killed_after(steps), contextlib.suppress(KilledError):
+            compaction.compact(home)
+        left = home.names()
+        plan = Folder(f"{tmp_path}/state{steps}/ledger/plan")
+        assert claimed_answers(Folder(f"{tmp_path}/other{steps}"), earlier=(plan,)) == expected
+        assert home.names() == left, "what belongs to another plan was touched"
+        assert claimed_answers(home) == expected
+        assert len(home.names()) < 3 + 32
+        if len(left) == 3:
+            break
+    assert steps == 103
+
+
+def test_rows_that_are_to_be_sent_again_keep_their_answer_until_there_is_a_better_one(tmp_path: Path) -> None:
+    home, retry = Folder(str(tmp_path)), frozenset({Outcome.TRUNCATED})
+    asked = [request(row, f"p{row}") for row in range(4)]
+    with opened(home, rows=4) as ledger:
+        ledger.commit([answer(one, "old", Outcome.TRUNCATED) for one in asked[:3]])
+        ledger.commit([answer(asked[3], "fine")])
+    with Ledger(home, first_row=0, rows=4, retry=retry) as ledger:
+        assert [ledger.claim(one) for one in asked] == [None, None, None, Outcome.OK]
+        assert ledger.unanswered() == 0
+        ledger.commit([answer(asked[0], "new"), answer(asked[1], "", Outcome.FAILED)])
+        ledger.commit([answer(asked[2], "", Outcome.REJECTED)])
+        assert answers_in(ledger) == {0: "new", 1: "old", 2: "old", 3: "fine"}
+    with opened(home, rows=4) as ledger:
+        assert [ledger.claim(one) for one in asked] == [Outcome.OK, Outcome.TRUNCATED, Outcome.TRUNCATED, Outcome.OK]
+        assert answers_in(ledger) == {0: "new", 1: "old", 2: "old", 3: "fine"}
+
+
+def test_an_earlier_answer_that_is_shared_counts_its_attempts_once(tmp_path: Path) -> None:
+    home = Folder(str(tmp_path))
+    with opened(home, rows=1) as ledger:
+        ledger.commit([answer(request(0, "a"), "x")])
+    with Ledger(home, first_row=0, rows=3, share=True) as ledger:
+        assert [ledger.claim(request(row, "a")) for row in range(3)] == [Outcome.OK] * 3
+        ((table, numbers),) = ledger.rows_by_segment()
+    assert numbers.to_pylist() == [0, 1, 2]
+    assert table["attempts"].to_pylist() == [1, 0, 0]
+    assert table["content"].to_pylist() == ["x"] * 3
+
+
+def test_segments_come_in_the_order_of_their_first_rows(tmp_path: Path) -> None:
+    home = Folder(str(tmp_path))
+    with opened(home, rows=30) as ledger:
+        for rows in ([20, 29], [3, 25], [0, 28]):
+            ledger.commit([answer(request(row, f"p{row}"), "x") for row in rows])
+        assert [numbers.to_pylist() for _, numbers in ledger.rows_by_segment()] == [[0, 28], [3, 25], [20, 29]]
+    with opened(home, rows=30) as ledger:
+        for row in (3, 20, 25, 28):
+            ledger.claim(request(row, f"p{row}"))
+        assert [numbers.to_pylist() for _, numbers in ledger.rows_by_segment()] == [[3, 25], [20], [28]]
 
 
 def test_an_answer_comes_back_with_all_its_columns(tmp_path: Path) -> None:

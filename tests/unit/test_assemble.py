@@ -15,17 +15,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clients.batch.duplicates import Duplicates
 from clients.batch.ledger import Ledger
 from clients.prompts.columns import CarriedColumns
 from clients.prompts.lines import Line
 from clients.prompts.rows import JobDefaults, Row, parse_row
-from clients.records import ChatResult, InvalidRow, Outcome
-from clients.results import assemble
-from clients.results.assemble import MISSING, WINDOW_ROWS, write_results
+from clients.records import ChatRequest, ChatResult, InvalidRow, Outcome
+from clients.results import assemble, gather
+from clients.results.assemble import MISSING, write_results
 from clients.results.schema import COLUMNS, FORMAT_VERSION, SETTINGS_KEY
 from clients.storage import Folder
 
 SETTINGS = {"model": "m", "system_prompt": "안녕"}
+
+
+def none_joined(low: int, high: int) -> tuple[pa.Array, pa.Array]:
+    return pa.array([], pa.int64()), pa.array([], pa.int64())
 
 
 def row_of(number: int, fields: dict[str, Any] | bytes) -> Row:
@@ -51,7 +56,9 @@ def assembled(
     with Ledger(Folder(str(folder / "ledger")), first_row=first_row, rows=len(rows)) as ledger:
         for batch in batches:
             ledger.commit(batch)
-        missing = write_results(path, rows, ledger.rows_by_segment(), carried, first_row=first_row, settings=SETTINGS)
+        missing = write_results(
+            path, rows, ledger.rows_by_segment(), carried, joined=ledger.joined, first_row=first_row, settings=SETTINGS
+        )
         assert missing == ledger.unanswered() - sum(isinstance(row.request, InvalidRow) for row in rows)
     return pq.read_table(path), missing
 
@@ -100,7 +107,89 @@ def test_twenty_thousand_rows_answered_in_any_order_come_out_in_input_order(tmp_
     assert table["row"].to_pylist() == list(numbers)
     assert table["content"].to_pylist() == [f"answer {number}" if number % 1000 else None for number in numbers]
     assert table["score"].to_pylist() == [at / 4 for at in range(20_000)]
-    assert pq.ParquetFile(tmp_path / "part.parquet").metadata.num_row_groups == -(-20_000 // WINDOW_ROWS)
+    assert pq.ParquetFile(tmp_path / "part.parquet").metadata.num_row_groups == 2
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from("abcd"), min_size=1, max_size=30),
+    st.sets(st.sampled_from("abcd")),
+    st.integers(1, 7),
+    st.sampled_from([0, 1 << 20]),
+    st.integers(0, 99),
+    st.randoms(use_true_random=False),
+)
+def test_rows_that_ask_the_same_share_one_answer_wherever_they_stand(
+    tmp_path_factory: pytest.TempPathFactory,
+    asked: list[str],
+    unanswered: set[str],
+    window: int,
+    held: int,
+    first_row: int,
+    order: random.Random,
+) -> None:
+    rows = [row_of(first_row + at, {"prompt": text}) for at, text in enumerate(asked)]
+    folder = tmp_path_factory.mktemp("joined")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Ledger(Folder(str(folder / "ledger")), first_row=first_row, rows=len(rows), share=True) as ledger,
+    ):
+        patch.setattr(assemble, "WINDOW_ROWS", window)
+        patch.setattr(gather, "_HELD_BYTES", held)
+        duplicates, sent = Duplicates(first_row=first_row, rows=len(rows)), []
+        for row, text in zip(rows, asked, strict=True):
+            assert isinstance(row.request, ChatRequest)
+            if (earlier := duplicates.earlier(row.request)) is None:
+                sent += [row] if text not in unanswered else []
+            else:
+                assert earlier[0] == first_row + asked.index(text)
+                ledger.join(row.request.row, earlier[1])
+        order.shuffle(sent)
+        for at in range(0, len(sent), 2):
+            ledger.commit([result_of(row) for row in sent[at : at + 2]])
+        missing = write_results(
+            folder / "x",
+            rows,
+            ledger.rows_by_segment(),
+            CarriedColumns(),
+            joined=ledger.joined,
+            first_row=first_row,
+            settings=SETTINGS,
+        )
+    found = pq.read_table(folder / "x").select(["row", "content", "attempts"]).to_pylist()
+    assert missing == sum(text in unanswered for text in asked)
+    for at, (row, text) in enumerate(zip(found, asked, strict=True)):
+        first = asked.index(text)
+        if text in unanswered:
+            assert row == {"row": first_row + at, "content": None, "attempts": 0}
+        else:
+            assert row == {
+                "row": first_row + at,
+                "content": f"answer {first_row + first}",
+                "attempts": int(at == first),
+            }
+
+
+def test_answers_that_come_in_no_order_at_all_go_through_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assemble, "WINDOW_ROWS", 50)
+    monkeypatch.setattr(gather, "_HELD_BYTES", 2000)
+    monkeypatch.setattr(gather, "_SORT_BYTES", 500)
+    rows = [row_of(at, {"prompt": f"p{at}"}) for at in range(1000)]
+    results = [result_of(row) for row in rows]
+    random.Random(7).shuffle(results)
+    table, missing = assembled(tmp_path, rows, [results[at : at + 10] for at in range(0, 1000, 10)])
+    assert missing == 0
+    assert table["content"].to_pylist() == [f"answer {at}" for at in range(1000)]
+
+
+def test_row_groups_are_cut_by_rows_and_by_bytes(tmp_path: Path) -> None:
+    rows = [row_of(at, {"prompt": f"p{at}"}) for at in range(4000)]
+    batches = [[result_of(row, content="x" * 8192) for row in rows[at : at + 500]] for at in range(0, 4000, 500)]
+    assembled(tmp_path, rows, batches)
+    metadata = pq.read_metadata(tmp_path / "part.parquet")
+    assert [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)] == [1024, 1024, 1024, 928]
 
 
 def test_the_file_opens_in_pandas_and_duckdb_with_the_documented_types(tmp_path: Path) -> None:
@@ -148,7 +237,15 @@ def test_an_answer_taken_over_from_another_row_stands_under_the_rows_own_id(tmp_
     with Ledger(Folder(str(tmp_path)), first_row=0, rows=2) as ledger:
         assert ledger.claim(new.request)  # type: ignore[arg-type]
         rows = [row_of(0, {"prompt": "another"}), new]
-        write_results(tmp_path / "x", rows, ledger.rows_by_segment(), CarriedColumns(), first_row=0, settings=SETTINGS)
+        write_results(
+            tmp_path / "x",
+            rows,
+            ledger.rows_by_segment(),
+            CarriedColumns(),
+            joined=ledger.joined,
+            first_row=0,
+            settings=SETTINGS,
+        )
     found = pq.read_table(tmp_path / "x").select(["row", "id", "outcome", "content"]).to_pylist()
     assert [list(row.values()) for row in found] == [[0, "row-0", "failed", None], [1, "new", "ok", "answer 0"]]
 
@@ -159,7 +256,13 @@ def test_an_answer_is_never_given_to_a_row_that_was_edited_since(tmp_path: Path)
         ledger.commit([result_of(asked)])
         edited = [row_of(0, {"prompt": "edited"})]
         missing = write_results(
-            tmp_path / "x", edited, ledger.rows_by_segment(), CarriedColumns(), first_row=0, settings=SETTINGS
+            tmp_path / "x",
+            edited,
+            ledger.rows_by_segment(),
+            CarriedColumns(),
+            joined=ledger.joined,
+            first_row=0,
+            settings=SETTINGS,
         )
     assert missing == 1
     assert pq.read_table(tmp_path / "x")["content"].to_pylist() == [None]
@@ -172,7 +275,9 @@ def test_requests_of_megabytes_are_not_held_while_their_window_fills(tmp_path: P
 
     tracemalloc.start()
     try:
-        write_results(tmp_path / "x", rows(), iter(()), CarriedColumns(), first_row=0, settings=SETTINGS)
+        write_results(
+            tmp_path / "x", rows(), iter(()), CarriedColumns(), joined=none_joined, first_row=0, settings=SETTINGS
+        )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -185,7 +290,8 @@ def test_no_scratch_file_is_left_when_the_input_ends_in_an_error(
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(assemble.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(gather, "_HELD_BYTES", 0)
+    monkeypatch.setattr(assemble, "WINDOW_ROWS", 1)
     row = row_of(0, {"prompt": "a"})
 
     def broken() -> Iterator[Row]:
@@ -196,7 +302,13 @@ def test_no_scratch_file_is_left_when_the_input_ends_in_an_error(
         ledger.commit([result_of(row)])
         with pytest.raises(KeyError, match="planted"):
             write_results(
-                tmp_path / "x", broken(), ledger.rows_by_segment(), CarriedColumns(), first_row=0, settings=SETTINGS
+                tmp_path / "x",
+                broken(),
+                ledger.rows_by_segment(),
+                CarriedColumns(),
+                joined=ledger.joined,
+                first_row=0,
+                settings=SETTINGS,
             )
     assert list(scratch.iterdir()) == []
 
@@ -204,7 +316,7 @@ def test_no_scratch_file_is_left_when_the_input_ends_in_an_error(
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from tests.unit.test_assemble import SETTINGS, row_of
+from tests.unit.test_assemble import SETTINGS, none_joined, row_of
 from clients.errors import StorageError
 from clients.prompts.columns import CarriedColumns
 from clients.results.assemble import write_results
@@ -213,11 +325,11 @@ from clients.results.merge import merge_parts
 folder = Path(sys.argv[1])
 rows = [row_of(number, {"prompt": "a", "x": str(hash(str(number)))}) for number in range(9000)]
 carried = CarriedColumns({"x": "text"})
-write_results(folder / "part", rows, iter(()), carried, first_row=0, settings=SETTINGS)
+write_results(folder / "part", rows, iter(()), carried, joined=none_joined, first_row=0, settings=SETTINGS)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 for write in (
-    lambda: write_results(folder / "x", rows, iter(()), carried, first_row=0, settings=SETTINGS),
+    lambda: write_results(folder / "x", rows, iter(()), carried, joined=none_joined, first_row=0, settings=SETTINGS),
     lambda: merge_parts([folder / "part"], folder / "results", folder / "rejects"),
 ):
     try:
@@ -234,6 +346,6 @@ def test_a_disk_that_takes_no_more_is_one_sentence_with_the_mend(tmp_path: Path)
     assert ran.stderr == ""
     first, second = ran.stdout.splitlines()
     assert first.startswith(f"cannot write {tmp_path}/x: ")
-    assert second.startswith(f"cannot write {tmp_path}/results: ")
+    assert second.startswith(f"cannot write {tmp_path}/rejects: ")
     assert "File too large" in first
     assert second.endswith("Check that it can be written and run the same command again.")

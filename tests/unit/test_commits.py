@@ -72,7 +72,7 @@ def engine_over(
     return Engine(
         pool=Pool([ChatEndpoint(server.url, api_key=api_key)], cap=slots, wait_s=wait_s),
         committer=committer,
-        progress=progress or Progress(shard=0, rows=1),
+        progress=progress or Progress(shard=0, rows=10_000),
         settings=EngineSettings(retry=RetryPolicy(max_attempts=3, first_delay_s=0.01)),
     )
 

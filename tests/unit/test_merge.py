@@ -1,3 +1,5 @@
+import errno
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,26 @@ def test_parts_of_several_windows_keep_their_order(tmp_path: Path) -> None:
     merge_parts(parts, tmp_path / "results", tmp_path / "rejects")
     assert pq.read_table(tmp_path / "results")["row"].to_pylist() == list(range(2 * size))
     assert pq.read_metadata(tmp_path / "rejects").num_rows == 0
+
+
+def test_a_single_part_is_itself_the_results(tmp_path: Path) -> None:
+    part = write_part(tmp_path / "part", 0, [Outcome.OK, Outcome.FAILED, Outcome.OK])
+    (tmp_path / "results").write_bytes(b"of an earlier run")
+    summary = merge_parts([part], tmp_path / "results", tmp_path / "rejects")
+    assert (tmp_path / "results").samefile(part)
+    assert pq.read_table(tmp_path / "rejects")["row"].to_pylist() == [1]
+    assert summary["rows"] == 3
+
+
+def test_a_single_part_on_another_disk_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    part = write_part(tmp_path / "part", 0, [Outcome.OK])
+    merge_parts([part], tmp_path / "results", tmp_path / "rejects")
+    assert (tmp_path / "results").read_bytes() == part.read_bytes()
+    assert not (tmp_path / "results").samefile(part)
 
 
 @pytest.mark.parametrize("data", [None, b"", b"rubbish", b"PAR1PAR1"])
