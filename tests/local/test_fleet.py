@@ -204,7 +204,7 @@ class TestFaults:
 
     def test_without_faults_no_row_is_sent_twice(self, tmp_path: Path) -> None:
         write_prompts(tmp_path, 1200)
-        with FakeServer(*QUICK, "--tokens-sigma", "1.2", "--slots", "64") as server:
+        with FakeServer(*QUICK, "--tokens-sigma", "1.2", "--tokens-max", "1000", "--slots", "64") as server:
             events = run(tmp_path, server.url)
             assert server.tally()["requests"] == 1200
         assert named(events, "request.doubled") == []
@@ -227,7 +227,7 @@ def slow_server() -> Iterator[FakeServer]:
         yield server
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_killed_run_repeats_nothing_that_was_committed(tmp_path: Path, slow_server: FakeServer, seed: int) -> None:
     """SIGKILL at three moments; every row's answers are counted at the server."""
     rows, dice = 2000, random.Random(seed)
@@ -254,15 +254,12 @@ def test_a_killed_run_repeats_nothing_that_was_committed(tmp_path: Path, slow_se
 
 def test_what_took_long_in_the_run_before_goes_first(tmp_path: Path) -> None:
     write_prompts(tmp_path, 400)
-    with FakeServer(*QUICK, "--tokens-median", "200", "--tokens-sigma", "1.0", "--slots", "64") as server:
+    long_tail = ("--tokens-median", "150", "--tokens-sigma", "1.0", "--tokens-max", "1200")
+    with FakeServer(*QUICK, *long_tail, "--slots", "64") as server:
         run(tmp_path, server.url)
         plain_s = server.tally()["makespan_s"]
         server.reset()
         run(tmp_path, server.url, "--fresh", "--lengths-from", str(tmp_path / "out/results.parquet"))
         known_s = server.tally()["makespan_s"]
-    assert server_requests_of(tmp_path) == 400
+    assert len(results(tmp_path)) == 400
     assert known_s < 0.95 * plain_s
-
-
-def server_requests_of(folder: Path) -> int:
-    return len(results(folder))

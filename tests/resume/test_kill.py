@@ -243,8 +243,9 @@ def test_a_second_run_on_the_same_output_is_told_so_at_once(server: OpenAIServer
 
 
 def test_results_that_are_read_while_the_run_goes_on_are_whole(server: OpenAIServer, tmp_path: Path) -> None:
+    server.latency_s = 0.5
     write(tmp_path, prompts())
-    process = start(tmp_path, server.url)
+    process = start(tmp_path, server.url, "--concurrency", "16")
     wait_for(lambda: list((tmp_path / "out/state").rglob("*.parquet")), process)
     sizes = []
     while process.poll() is None:

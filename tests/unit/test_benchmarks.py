@@ -81,7 +81,7 @@ def test_what_can_be_answered_is_counted_as_the_server_does_it(tmp_path: Path) -
 
 def test_a_kill_costs_the_loop_its_work_and_us_no_row(tmp_path: Path) -> None:
     bench, found = Bench(tmp_path), []
-    for client, seconds in ((OURS, 2.5), (OPENAI_LOOP.told("--concurrency", "32"), 0.8)):
+    for client, seconds in ((OURS, 2.2), (OPENAI_LOOP.told("--concurrency", "32"), 0.5)):
         work = Work(rows=300, slots=16, seconds=seconds)
         with FakeServer(*work.flags) as server:
             found.append({one.what: one.measured for one in killed_at_half(bench, client, work, server)})
