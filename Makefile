@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check compile clean
+.PHONY: help run test check bench compile clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
@@ -23,8 +23,11 @@ test: $(VENV)/.ready-dev  ## run the tests
 check: $(VENV)/.ready-dev  ## run the static checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy clients components pipelines
+	$(BIN)/mypy clients components pipelines benchmarks
 	$(BIN)/python -m pipelines.compile --check
+
+bench: $(VENV)/.ready-dev  ## measure the speed claims beside other clients; ARGS="--quick" or names, such as ARGS="cpu kill"
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 compile: $(VENV)/.ready  ## write compiled/ anew
 	@$(BIN)/python -m pipelines.compile

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from clients.batch import stream
 from clients.batch.connection import Connection, Reply, connect
 from clients.batch.retry import is_retryable_status
 from clients.errors import (
@@ -123,6 +124,8 @@ class ChatEndpoint:
         """
         if reply.status != 200:
             raise self._status_error(reply)
+        if reply.headers.get("content-type", "").startswith(stream.CONTENT_TYPE):
+            return stream.assembled(reply.body)
         try:
             return orjson.loads(reply.body)
         except orjson.JSONDecodeError as error:

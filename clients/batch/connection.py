@@ -10,7 +10,7 @@ import dataclasses
 import socket
 import ssl
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import httptools
@@ -28,6 +28,10 @@ _PROBE_AFTER_S, _PROBE_EVERY_S, _PROBES = 20, 5, 4
 
 #: A used connection that breaks so soon after a request was written had been closed before the request came.
 _IDLE_CLOSE_S = 1.0
+
+
+#: Hears that a reply's body begins, with its status and its headers.
+Begun = Callable[[int, Mapping[str, str]], object]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._lost: BaseException | str | None = None
         self._inflate: Any = None
+        self._begun: Begun | None = None
         self._reset_reply()
         self.replies = 0
         self.idle_since = self._sent_at = loop.time()
@@ -79,8 +84,12 @@ class Connection(asyncio.Protocol):
         """Whether another request may be sent."""
         return self._lost is None and self._waiter is None
 
-    def send(self, request: bytes) -> "asyncio.Future[Reply]":
+    def send(self, request: bytes, begun: Begun | None = None) -> "asyncio.Future[Reply]":
         """Send one request, head and body; the future yields its reply.
+
+        Args:
+            request: Its bytes.
+            begun: Called with status and headers when the first part of the reply's body comes.
 
         The future ends with:
             ClosedIdleError: the connection was closed before, unnoticed until now.
@@ -92,6 +101,7 @@ class Connection(asyncio.Protocol):
             return waiter
         self._waiter = waiter
         self._reset_reply()
+        self._begun = begun
         self.last_data = 0.0
         self._sent_at = self._loop.time()
         self._parser = httptools.HttpResponseParser(self)
@@ -170,6 +180,9 @@ class Connection(asyncio.Protocol):
             except zlib.error as error:
                 self.close(TransientError("connection", f"the connection broke: cannot decompress the answer: {error}"))
                 return
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            begun(self._parser.get_status_code(), self._headers)
         self._body.append(body)
         self._body_bytes += len(body)
         if self._body_bytes > MAX_BODY_BYTES:

@@ -7,7 +7,7 @@ The aim is a server whose batch is full and whose queue is short. What is observ
    request. Many preemptions mean that the KV cache does not hold what runs: the limit then falls to that, for a while.
 2. **Refusals** (429, 503): the limit follows what the server holds, and exceeds it only after a while, step by step.
    A few among many answers are accidents and not a matter of load.
-3. **Latency**, where there is no telemetry: see `clients.batch.blind`.
+3. **Waiting times**, where there is no telemetry: see `clients.batch.blind`.
 """
 
 import dataclasses
@@ -58,20 +58,28 @@ class ConcurrencyController:
         cap: The limit never exceeds it; None for MOST.
         reserve: See RESERVE. More behind an address whose replicas cannot be told apart, as chance spreads requests.
         start: The first limit.
+        telemetry_at: When telemetry was last read, before the first `loaded`; None where there is none.
 
     Attributes:
         limit: Requests that may be in flight now, from 1 to `cap`.
         is_full: Whether the server was found to have all it can work on.
     """
 
-    def __init__(self, *, cap: int | None = None, reserve: float = RESERVE, start: int = START) -> None:
+    def __init__(
+        self,
+        *,
+        cap: int | None = None,
+        reserve: float = RESERVE,
+        start: int = START,
+        telemetry_at: float | None = None,
+    ) -> None:
         self._cap = max(1, cap or MOST)
         self._reserve = reserve
         self.limit = min(start, self._cap)
         self.is_full = False
         self._changed_at = -math.inf
-        self._blind = BlindPolicy(reserve=reserve)
-        self._telemetry_at = -math.inf
+        self._blind = BlindPolicy()
+        self._telemetry_at = -math.inf if telemetry_at is None else telemetry_at
         self._queue_since: float | None = None
         self._preemptions: int | None = None
         self._refused = self._answered = 0
@@ -155,16 +163,60 @@ class ConcurrencyController:
         self._answered += 1
         if not self._is_refusing(now) and (ended := self._end_episode()) is not None:
             return ended
-        if started_at < self._changed_at or now - self._telemetry_at < _FRESH_S:
+        if started_at < self._changed_at or self._has_telemetry(now):
             return None  # it tells about the limit before, or there is something better to go by
-        found = self._blind.judge(latency_s, tokens, self.limit)
-        if found is None:
+        return self._decide(self._blind.judge(latency_s, tokens, self.limit), now)
+
+    # -------------------------------------------------------------------- soundings
+
+    def wants_sounding(self, in_flight: int, now: float) -> bool:
+        """Whether the next request should be a stream, to tell by its first byte whether the server has a queue.
+
+        Args:
+            in_flight: Our requests to this server, that one included.
+            now: See the class.
+        """
+        return not self._has_telemetry(now) and self._blind.wants_sounding(in_flight, self.limit, now)
+
+    def sounding_sent(self) -> None:
+        """The next request is a stream."""
+        self._blind.sounding_sent()
+
+    def sounding_failed(self, *, was_refused: bool = False, for_good: bool = False) -> None:
+        """It came to nothing; see BlindPolicy."""
+        self._blind.sounding_failed(was_refused=was_refused, for_good=for_good)
+
+    def first_byte(self, started_at: float, now: float) -> Change | None:
+        """Take in the first byte of a stream that was begun at `started_at`."""
+        if started_at < self._changed_at or self._has_telemetry(now) or self._is_refusing(now):
+            self._blind.sounding_failed()
             return None
-        self.is_full = self._blind.is_full
-        limit, reason = found
-        return self._set(limit, now, reason)
+        return self._decide(self._blind.first_byte(now - started_at, self.limit, now), now)
+
+    def sounding_ended(self, first_s: float, latency_s: float, tokens: int | None, now: float) -> Change | None:
+        """Take in the end of a stream.
+
+        Args:
+            first_s: Seconds until its first byte.
+            latency_s: Seconds until its last.
+            tokens: Its length; None when the server does not tell.
+            now: See the class.
+        """
+        if now - latency_s < self._changed_at or self._has_telemetry(now):
+            self._blind.sounding_failed()
+            return None
+        return self._decide(self._blind.sounding_ended(first_s, latency_s, tokens or 0, self.limit, now), now)
 
     # ------------------------------------------------------------------------ inside
+
+    def _has_telemetry(self, now: float) -> bool:
+        return now - self._telemetry_at < _FRESH_S
+
+    def _decide(self, found: tuple[int, str] | None, now: float) -> Change | None:
+        self.is_full = self.is_full or self._blind.is_full
+        if found is None:
+            return None
+        return self._set(found[0], now, found[1])
 
     def _is_refusing(self, now: float) -> bool:
         return now - self._episode_at <= _EPISODE_S

@@ -21,6 +21,8 @@ from clients.batch.progress import Progress
 from clients.batch.replica import Replica
 from clients.batch.rescue import Rescue
 from clients.batch.retry import RetryPolicy
+from clients.batch.sounding import Sounding
+from clients.batch.stream import streamed
 from clients.batch.watch import Watch
 from clients.errors import ChatError, EndpointError, OverloadedError, RejectedError, TransientError, UnreachableError
 from clients.records import ChatRequest, ChatResult, Outcome
@@ -140,6 +142,7 @@ class Engine:
     async def _fly(self, flight: Flight, backlog: Backlog) -> None:
         loop = asyncio.get_running_loop()
         error: ChatError | None = None
+        fields: dict[str, Any] = {}
         try:
             payload, raw = await self._exchange(flight)
             fields = read_answer(flight.work.request, payload, raw, keep_raw=self._settings.keep_raw)
@@ -147,6 +150,8 @@ class Engine:
             error = failure
         finally:
             self._flights.land(flight)
+            if flight.sounding is not None:
+                flight.sounding.ended(error, fields.get("completion_tokens"))
         if flight.is_unwanted or flight.work.done:
             return
         if error is None:
@@ -166,7 +171,9 @@ class Engine:
             endpoint = flight.replica.endpoint
             if flight.is_unwanted:
                 raise TransientError("connection", "it is not wanted any more")
-            reply = await connection.send(endpoint.request(work.payload or first_payload(work.request)))
+            payload = self._sound(flight, work.payload or first_payload(work.request))
+            sounding = flight.sounding
+            reply = await connection.send(endpoint.request(payload), sounding.begun if sounding is not None else None)
             return endpoint.answer(reply), reply.body
         except asyncio.CancelledError:
             if connection is not None:
@@ -176,6 +183,16 @@ class Engine:
             if connection is not None:
                 flight.replica.give_back(connection)
             self._pool.release(flight.replica)
+
+    def _sound(self, flight: Flight, payload: bytes) -> bytes:
+        """Make the request a stream, if the replica's limit wants one and nothing of the answer can get lost by it."""
+        replica, now = flight.replica, asyncio.get_running_loop().time()
+        if self._settings.keep_raw or not replica.controller.wants_sounding(flight.rank, now):
+            return payload
+        as_stream = streamed(payload)
+        if as_stream is not None:
+            flight.sounding = Sounding(self._pool, replica)
+        return as_stream or payload
 
     # --------------------------------------------------------------------- answers
 

@@ -21,7 +21,7 @@ async def costs_an_attempt(flight: Flight, error: ChatError, pool: Pool, flights
         flight.work.needs_fresh = True
         return False
     if isinstance(error, RejectedError):
-        return True
+        return flight.sounding is None  # perhaps the server knows no streams
     if isinstance(error, OverloadedError):
         works = replica.load is not None and replica.load.running > 0
         if replica.last_answer is None and not flights.any_answered and error.retry_after_s is None and not works:

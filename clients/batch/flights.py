@@ -8,6 +8,7 @@ from clients.batch.backlog import Work
 from clients.batch.connection import Connection
 from clients.batch.latency import Latencies
 from clients.batch.replica import Replica
+from clients.batch.sounding import Sounding
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -17,7 +18,9 @@ class Flight:
     Attributes:
         started: `loop.time()` at which it was sent.
         started_at: The same in UTC.
+        rank: How many requests its replica had then, this one included.
         connection: What it travels on, once there is one.
+        sounding: What it is besides, when it is sent as a stream.
         is_unwanted: Another request for the same row was answered first.
     """
 
@@ -25,7 +28,9 @@ class Flight:
     replica: Replica
     started: float
     started_at: dt.datetime
+    rank: int
     connection: Connection | None = None
+    sounding: Sounding | None = None
     is_unwanted: bool = False
 
     def break_off(self) -> None:
@@ -58,7 +63,8 @@ class Flights:
 
     def start(self, work: Work, replica: Replica) -> Flight:
         """Register a request."""
-        flight = Flight(work, replica, asyncio.get_running_loop().time(), dt.datetime.now(dt.UTC))
+        now = asyncio.get_running_loop().time()
+        flight = Flight(work, replica, now, dt.datetime.now(dt.UTC), replica.in_flight)
         work.flights.append(flight)
         self.open.add(flight)
         self.peak = max(self.peak, len(self.open))

@@ -252,6 +252,7 @@ class Pool:
     async def _add_site(self, site: Site) -> None:
         identities = await site.scout()
         site.tells_apart, site.is_blind = len(identities) > 1, not any(identities)
+        site.has_telemetry = bool(identities)
         self._sites.append(site)
         for identity in sorted(identities) if site.tells_apart else [""]:
             self._add_replica(site, identity)
@@ -269,8 +270,13 @@ class Pool:
                 self._add_replica(site, identity)
 
     def _add_replica(self, site: Site, identity: str) -> Replica:
-        controller = ConcurrencyController(cap=self._cap, reserve=_BLIND_RESERVE if site.is_blind else RESERVE)
-        replica = Replica(site, identity, controller, self._loop.time())
+        now = self._loop.time()
+        controller = ConcurrencyController(
+            cap=self._cap,
+            reserve=_BLIND_RESERVE if site.is_blind else RESERVE,
+            telemetry_at=now if site.has_telemetry else None,
+        )
+        replica = Replica(site, identity, controller, now)
         self.replicas.append(replica)
         emit(logger, "replica.found", replica=str(site), process=identity)
         probe = Probe(replica, owner=self.owner, put_down=self.put_down, come_up=self._come_up, report=self.report)

@@ -60,7 +60,7 @@ class Rescue:
             if age > timeouts.total or (not latest and age > timeouts.first_byte):
                 limit_s = timeouts.total if latest else min(timeouts.total, timeouts.first_byte)
                 connection.close(TransientError("timeout", f"no complete answer within {limit_s:g} s"))
-            elif latest and now - latest > timeouts.idle:
+            elif latest and flight.sounding is None and now - latest > timeouts.idle:
                 connection.close(TransientError("timeout", f"the answer stopped halfway for {timeouts.idle:g} s"))
 
     def double_what_is_stuck(self, now: float) -> None:
@@ -102,7 +102,8 @@ class Rescue:
             limit_s, connection = limits[flight.replica], flight.connection
             if flight.work.flights[-1] is not flight or flight.is_unwanted:
                 continue
-            if connection is not None and connection.last_data and now - connection.last_data > _STALLED_S:
+            begun = connection is not None and flight.sounding is None and connection.last_data
+            if begun and now - begun > _STALLED_S:
                 found.append((flight, _STALLED_S))
             elif limit_s is not None and now - flight.started > limit_s:
                 found.append((flight, limit_s))

@@ -26,6 +26,7 @@ class Site:
         host: The address.
         tells_apart: Several processes answer here, as behind a Service, and each connection's is known.
         is_blind: Nothing tells whether one process answers here or several.
+        has_telemetry: It says how much it has to do.
         missing: Looks in a row at which the endpoint's name did not stand for this address.
     """
 
@@ -33,6 +34,7 @@ class Site:
     host: str
     tells_apart: bool = False
     is_blind: bool = False
+    has_telemetry: bool = True
     missing: int = 0
 
     def __str__(self) -> str:

@@ -55,11 +55,13 @@ class Job:
     Attributes:
         tokens: How many it gives.
         done: For the owner, to be called when it is complete; the batch itself never calls it.
+        started: The same, to be called when it has a slot.
         state: Kept by the batch.
     """
 
     tokens: int
     done: Callable[[], None] = _nobody
+    started: Callable[[], None] | None = None
     state: JobState = JobState.NEW
 
 
@@ -93,6 +95,7 @@ class Batch:
         self._starts = 0
         self._queue: deque[Job] = deque()
         self._done: list[Job] = []
+        self._started: list[Job] = []
 
     def submit(self, job: Job, now: float) -> None:
         """Give `job` a slot, or a place at the end of the queue."""
@@ -127,6 +130,11 @@ class Batch:
         self._settle(now)
         done, self._done = self._done, []
         return done
+
+    def take_started(self) -> list[Job]:
+        """The jobs with a `started` that were given a slot since the last call."""
+        started, self._started = self._started, []
+        return started
 
     def next_end(self) -> float | None:
         """When the next job will be complete, in seconds on the caller's clock, if nothing else happens before."""
@@ -183,6 +191,8 @@ class Batch:
         self.running += 1
         self._starts += 1
         job.state = JobState.RUNNING
+        if job.started is not None:
+            self._started.append(job)
         if self._prefill_s:
             self._settled_at += self._prefill_s
             self.slot_seconds += self._prefill_s * self.running

@@ -43,7 +43,18 @@ class Exchange:
         answer_id: The id of the answer.
     """
 
-    __slots__ = ("_answer_id", "_asked", "_cluster", "_fault", "_job", "_lengths", "_line", "_record", "_replica")
+    __slots__ = (
+        "_answer_id",
+        "_asked",
+        "_cluster",
+        "_fault",
+        "_has_begun",
+        "_job",
+        "_lengths",
+        "_line",
+        "_record",
+        "_replica",
+    )
 
     _asked: Asked
     _lengths: tuple[Length, ...]
@@ -56,6 +67,7 @@ class Exchange:
         self._answer_id = answer_id
         self._job: Job | None = None
         self._fault: str | None = None
+        self._has_begun = False
 
     def begin(self, raw: bytes) -> None:
         """Refuse, fail or generate.
@@ -142,11 +154,18 @@ class Exchange:
         if self._fault == "slow_reset":
             tokens = max(1, tokens // 2)
         self._cluster.tally.job_started()
-        self._job = job = Job(tokens, self._finish)
+        self._job = job = Job(tokens, self._finish, self._begin_stream if self._asked.stream else None)
         if self._cluster.options.instant:
             self._finish()
         else:
             self._replica.submit(job)
+
+    def _begin_stream(self) -> None:
+        """The generation begins: whoever asked for a stream hears of it."""
+        if self._job is not None and self._fault != "slow_reset":
+            self._has_begun = True
+            head = replies.stream_head(keep=self._line.keep)
+            self._line.send_part(head + replies.chunks(self._events()[:1]), "silence")
 
     def _finish(self) -> None:
         """The generation is complete."""
@@ -173,14 +192,21 @@ class Exchange:
             line.send(answer)
         else:
             ends = {"reset": "reset", "truncated": "fin", "stall": "silence"}
-            head = answer.index(b"\r\n\r\n") + 4
+            head = 0 if self._has_begun else answer.index(b"\r\n\r\n") + 4
             line.send_part(answer[: (head + len(answer)) // 2], ends[fault or ""])
 
     def _answer(self) -> bytes:
         model, asked, lengths = self._cluster.answers, self._asked, self._lengths
         empty, keep = self._fault == "no_choices", self._line.keep
+        if self._has_begun:
+            rest = [b"data: {\n\n"] if self._fault == "bad_json" else self._events()[1:]
+            return replies.chunks(rest) + replies.STREAM_END
         if self._fault == "bad_json":
             return replies.reply(200, _BROKEN_JSON, keep=keep)
         if asked.stream:
-            return replies.stream(events(model, asked, lengths, self._answer_id, empty=empty), keep=keep)
+            return replies.stream_head(keep=keep) + replies.chunks(self._events()) + replies.STREAM_END
         return replies.reply(200, completion(model, asked, lengths, self._answer_id, empty=empty), keep=keep)
+
+    def _events(self) -> list[bytes]:
+        model, empty = self._cluster.answers, self._fault == "no_choices"
+        return events(model, self._asked, self._lengths, self._answer_id, empty=empty)

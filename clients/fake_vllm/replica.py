@@ -69,11 +69,13 @@ class Replica:
         self._batch.submit(job, time.monotonic())
         self.peak = max(self.peak, self._batch.running + self._batch.waiting)
         self._arm()
+        self._tell_started()
 
     def cancel(self, job: Job) -> None:
         """Stop generating, and free the slot."""
         self._batch.cancel(job, time.monotonic())
         self._arm()
+        self._tell_started()
 
     def load(self) -> tuple[int, int]:
         """How many requests run, and how many wait, now."""
@@ -85,6 +87,7 @@ class Replica:
         for job in self._batch.advance(time.monotonic()):
             job.done()
         self._arm()
+        self._tell_started()
 
     def slot_seconds(self) -> float:
         """Sum over time of the slots in use, since the last `reset`."""
@@ -135,6 +138,11 @@ class Replica:
             self._timer.cancel()
         self._timer_at = end
         self._timer = self._loop.call_later(max(end - time.monotonic(), _TICK_S), self._wake)
+
+    def _tell_started(self) -> None:
+        for job in self._batch.take_started():
+            if job.started is not None:
+                job.started()
 
     def _wake(self) -> None:
         self._timer, self._timer_at = None, math.inf

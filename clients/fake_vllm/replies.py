@@ -43,11 +43,19 @@ def reply(status: int, body: bytes, *, kind: bytes = JSON, keep: bool = True, mo
     )
 
 
-def stream(events: list[bytes], *, keep: bool) -> bytes:
-    """A whole event stream, one chunk an event."""
+def stream_head(*, keep: bool) -> bytes:
+    """The head of an event stream."""
     head = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-    chunks = b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events)
-    return b"%btransfer-encoding: chunked\r\nconnection: %b\r\n\r\n%b0\r\n\r\n" % (head, _KEEP[keep], chunks)
+    return b"%btransfer-encoding: chunked\r\nconnection: %b\r\n\r\n" % (head, _KEEP[keep])
+
+
+def chunks(events: list[bytes]) -> bytes:
+    """One chunk of a stream an event."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events)
+
+
+#: What ends a stream.
+STREAM_END = b"0\r\n\r\n"
 
 
 def error(

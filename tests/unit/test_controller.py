@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clients.batch.controller import MOST, START, Change, ConcurrencyController
 from clients.batch.telemetry import Load
-from clients.fake_vllm.batching import Batch, Job, StepModel, ideal_makespan
+from clients.fake_vllm.batching import Batch, Job, JobState, StepModel, ideal_makespan
 
 STEPS = StepModel(base_s=0.01, per_running_s=5e-6)
 
@@ -47,6 +47,7 @@ class Simulation:
         steps: StepModel = STEPS,
         accident: Callable[[], bool] = lambda: False,
         cap: int | None = None,
+        streams: bool = False,
     ) -> None:
         self.controller = ConcurrencyController(cap=cap)
         self.peak = self.refused = 0
@@ -57,6 +58,8 @@ class Simulation:
         self._pending = list(enumerate(work))[::-1]
         self._flying: dict[int, float] = {}
         self._rows: dict[int, tuple[Job, int]] = {}
+        self._streams = streams
+        self._sounding: tuple[int, Job | None, float | None] | None = None  # row, its job, seconds to its first byte
         self._events: list[tuple[float, int, Callable[..., None], Any]] = []
         self._numbers = itertools.count()
         self._now = 0.0
@@ -73,6 +76,7 @@ class Simulation:
             else:
                 self._now, _, act, what = heapq.heappop(self._events)
                 act(what)
+            self._hear_first_byte()
             self._send()
         self.makespan = self._now
 
@@ -87,6 +91,9 @@ class Simulation:
         while self._pending and len(self._flying) < self.controller.limit:
             row = self._pending.pop()
             self._flying[row[0]] = self._now
+            if self._streams and self.controller.wants_sounding(len(self._flying), self._now):
+                self.controller.sounding_sent()
+                self._sounding = (row[0], None, None)
             self._at(self._now + LAG_S, self._arrive, row)
         self.peak = max(self.peak, len(self._flying))
 
@@ -94,15 +101,35 @@ class Simulation:
         if self._batch.waiting >= self._max_queued or self._accident():
             self.refused += 1
             del self._flying[row[0]]
+            if self._sounding is not None and self._sounding[0] == row[0]:
+                self._sounding = None
+                self.controller.sounding_failed()
             self._note(self.controller.refused(len(self._flying), self._now))
             self._at(self._now + self._retry_after_s, self._pending.append, row)
             return
         job = Job(row[1])
         self._rows[id(job)] = (job, row[0])
+        if self._sounding is not None and self._sounding[0] == row[0]:
+            self._sounding = (row[0], job, None)
         self._batch.submit(job, self._now)
 
+    def _hear_first_byte(self) -> None:
+        if self._sounding is None:
+            return
+        row, job, first_s = self._sounding
+        if first_s is None and job is not None and job.state is JobState.RUNNING:
+            sent = self._flying[row]
+            self._sounding = (row, job, self._now - sent + LAG_S)
+            self._note(self.controller.first_byte(sent, self._now + LAG_S))
+
     def _answer(self, job: Job) -> None:
-        sent = self._flying.pop(self._rows.pop(id(job))[1])
+        row = self._rows.pop(id(job))[1]
+        sent = self._flying.pop(row)
+        if self._sounding is not None and self._sounding[0] == row:
+            latency_s = self._now - sent + LAG_S
+            first_s = latency_s if self._sounding[2] is None else self._sounding[2]
+            self._sounding = None
+            self._note(self.controller.sounding_ended(first_s, latency_s, job.tokens, self._now))
         self._note(self.controller.answered(self._now - sent + LAG_S, job.tokens, sent, self._now))
 
     def _look(self, _: None) -> None:
@@ -150,6 +177,15 @@ def test_without_telemetry_latency_tells_the_same_only_later(slots: int, sigma: 
     found = Simulation(work, slots, telemetry=False)
     assert found.makespan <= 1.25 * ideal_makespan(work, slots, STEPS)
     assert found.peak <= max(32, 2.3 * slots)
+
+
+@pytest.mark.parametrize("slots", SLOTS)
+@pytest.mark.parametrize("max_queued", [math.inf, 32])
+def test_without_telemetry_a_stream_now_and_then_tells_it_soon(slots: int, max_queued: float) -> None:
+    work = work_for(slots)
+    found = Simulation(work, slots, telemetry=False, streams=True, max_queued=max_queued, retry_after_s=1.0)
+    assert found.makespan <= 1.03 * ideal_makespan(work, slots, STEPS)
+    assert found.peak <= 2.3 * slots
 
 
 def test_answers_of_one_length_tell_it_too() -> None:
