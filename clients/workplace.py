@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clients.batch.journal import PREFIX as JOURNAL_PREFIX
 from clients.errors import LedgerInUseError, SettingsError
 from clients.prompts.lines import read_lines
 
@@ -46,7 +47,7 @@ class Workplace:
             (output / "logs").mkdir(parents=True, exist_ok=True)
             state.mkdir(exist_ok=True)
             # A ledger that --fresh began counts from its first answer on: a run that came to nothing replaces nothing.
-            begun = [int(path.name) for path in _numbered(state) if any(path.rglob("*.parquet"))]
+            begun = [int(path.name) for path in _numbered(state) if _has_answers(path)]
         except OSError as error:
             raise _not_writable(output, error) from error
         number = max(begun, default=0) + fresh
@@ -113,6 +114,10 @@ class Workplace:
 
     def _summary_written(self) -> int:
         return self.summary.stat().st_mtime_ns if self.summary.exists() else 0
+
+
+def _has_answers(state: Path) -> bool:
+    return any(any(state.rglob(pattern)) for pattern in ("*.parquet", f"{JOURNAL_PREFIX}*"))
 
 
 def _numbered(state: Path) -> list[Path]:

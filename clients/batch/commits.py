@@ -37,6 +37,8 @@ class Committer:
         self._ledger = ledger
         self._patience_s = patience_s
         self._pending: list[ChatResult] = []
+        self._journal = ledger.journal()
+        self._unwritten: list[ChatResult] = []
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "commit")
         self._due = asyncio.Event()
         self._room = asyncio.Event()
@@ -65,8 +67,12 @@ class Committer:
             self._commit_rest()
 
     def add(self, result: ChatResult) -> None:
-        """Take a finished row; it is committed within about a second."""
+        """Take a finished row; it is safe from a kill at once, and committed within about a second."""
         self._pending.append(result)
+        if self._journal is not None:
+            if not self._unwritten:  # what is finished in one turn of the loop is written together
+                asyncio.get_running_loop().call_soon(self._write_journal)
+            self._unwritten.append(result)
         if len(self._pending) >= COMMIT_ROWS:
             self._due.set()
         if len(self._pending) >= _MAX_UNCOMMITTED:
@@ -89,10 +95,10 @@ class Committer:
 
     async def _commit_patiently(self) -> None:
         for delay_s in (*self._patience_s, None):
-            batch = self._pending[:]
+            batch, journaled = self._pending[:], self._turn_journal()
             try:
                 # The thread itself removes what it has kept, so a cancelled wait leaves no doubt about the batch.
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, batch)
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, batch, journaled)
             except StorageError as error:
                 self._room.clear()
                 emit(logger, "commit.failed", rows=len(batch), reason=str(error), retry_in_s=delay_s)
@@ -102,10 +108,22 @@ class Committer:
             else:
                 return
 
-    def _commit(self, batch: list[ChatResult]) -> None:
+    def _commit(self, batch: list[ChatResult], journaled: int) -> None:
         self._ledger.commit(batch)
         del self._pending[: len(batch)]
+        if self._journal is not None:
+            self._journal.drop(journaled)
 
     def _commit_rest(self) -> None:
         if self._pending:
-            self._commit(self._pending[:])
+            self._commit(self._pending[:], self._turn_journal())
+
+    def _write_journal(self) -> None:
+        if self._journal is not None and self._unwritten:
+            self._journal.write(self._unwritten)
+            self._unwritten = []
+
+    def _turn_journal(self) -> int:
+        """Begin a new journal; returns how many files hold what is committed next."""
+        self._write_journal()
+        return 0 if self._journal is None else self._journal.turn()

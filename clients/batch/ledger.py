@@ -6,13 +6,8 @@ A new answer costs no memory, one of an earlier run some 33 bytes, whatever its 
 
 import array
 import dataclasses
-import errno
-import fcntl
-import os
 import secrets
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -21,9 +16,12 @@ import pyarrow.compute as pc
 
 from clients.batch.answer_index import AnswerIndex, entries_of, outcome_of, positions_of, segment_of
 from clients.batch.compaction import compact, segments_of
+from clients.batch.journal import Journal
+from clients.batch.lock import release_lock, take_lock
 from clients.batch.pairs import Pairs
+from clients.batch.recovery import recover, recover_earlier
 from clients.batch.segments import encode, read_segment, table_of, unreadable
-from clients.errors import LedgerInUseError, PromptsError, StorageError
+from clients.errors import PromptsError
 from clients.records import ChatRequest, ChatResult, Outcome
 from clients.results.schema import COLUMNS
 from clients.storage import Folder
@@ -36,9 +34,6 @@ LOCK_PATIENCE_S = 15.0
 _NO_ROW = (1 << 63) - 1
 
 _INDEX_COLUMNS = pa.schema([COLUMNS.field(name) for name in ("row", "request_hash", "outcome")])
-
-#: What a mounted volume says that has no locks; it is then used without, as an object store is.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 class Ledger:
@@ -79,7 +74,7 @@ class Ledger:
         self._claimed = self._committed = self._written = 0
         self._nonce = secrets.token_hex(4)
         self._known = AnswerIndex(share=share)
-        self._lock = _take_lock(home, lock_patience_s)
+        self._lock = take_lock(home, lock_patience_s)
         try:
             self._read_folders((*earlier, home))
         except BaseException:
@@ -118,6 +113,10 @@ class Ledger:
             return None
         self._use(entry, row)
         return outcome
+
+    def journal(self) -> Journal | None:
+        """A journal for the answers that are not committed yet; None in an object store, which cannot append."""
+        return None if self.home.local_path is None else Journal(self.home.local_path)
 
     def join(self, row: int, earlier: int) -> None:
         """Give a row whatever answer an earlier row has or will have.
@@ -186,11 +185,12 @@ class Ledger:
         return result.outcome not in (Outcome.FAILED, Outcome.REJECTED) or result.row not in self._again
 
     def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        release_lock(self._lock)
+        self._lock = None
 
     def _read_folders(self, folders: tuple[Folder, ...]) -> None:
+        recover_earlier(folders[:-1])
+        recover(self.home)
         compact(self.home)
         for folder in folders:
             for name in segments_of(folder):
@@ -236,34 +236,3 @@ def _taken_over(table: pa.Table, entries: pa.Array, rows: pa.Array) -> tuple[pa.
     at = COLUMNS.get_field_index("attempts")
     attempts = pc.if_else(shared.take(order), pa.scalar(0, pa.int32()), table["attempts"])
     return table.set_column(at, COLUMNS.field(at), attempts), taken["row"].take(order)
-
-
-def _take_lock(home: Folder, patience_s: float) -> int | None:
-    """Hold the shard's lock for as long as the descriptor is open. Object stores have none."""
-    if home.local_path is None:
-        return None
-    path = Path(home.local_path) / ".lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {home.location}: {error.strerror}. "
-            "Choose another folder with --output, or mend its permissions."
-        ) from error
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return descriptor
-            if time.monotonic() < deadline:
-                time.sleep(min(0.2, patience_s))
-                continue
-            os.close(descriptor)
-            raise LedgerInUseError(
-                f"another process is working on {home.location}. "
-                "Wait until it ends, stop it, or choose another --output."
-            ) from None
-        return descriptor

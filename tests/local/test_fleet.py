@@ -232,7 +232,6 @@ def test_a_killed_run_repeats_nothing_that_was_committed(tmp_path: Path, slow_se
     """SIGKILL at three moments; every row's answers are counted at the server."""
     rows, dice = 2000, random.Random(seed)
     write_prompts(tmp_path, rows)
-    repeated_at_most = 0
     for _ in range(3):
         before = slow_server.tally()["answered"]
         process = start(tmp_path, slow_server.url)
@@ -241,15 +240,11 @@ def test_a_killed_run_repeats_nothing_that_was_committed(tmp_path: Path, slow_se
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         wait_for(lambda: slow_server.tally()["in_flight"] == 0)
-        answered = slow_server.tally()["texts_answered"]
-        kept = sum(len(pd.read_parquet(path, columns=["row"])) for path in (tmp_path / "out/state").rglob("0*.parquet"))
-        repeated_at_most += answered - kept
     run(tmp_path, slow_server.url)
     tally = slow_server.tally(rows=True)
     assert results(tmp_path)["outcome"].unique().tolist() == ["ok"]
     assert len(tally["rows"]) == rows
-    assert tally["repeated_work"] <= repeated_at_most
-    assert repeated_at_most < 3 * 800  # what a second or so brings, three times
+    assert tally["repeated_work"] <= 3 * 8  # answers that were on their way when the process died
 
 
 def test_what_took_long_in_the_run_before_goes_first(tmp_path: Path) -> None:

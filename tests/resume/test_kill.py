@@ -102,9 +102,7 @@ def server() -> Iterator[OpenAIServer]:
 
 
 @pytest.mark.parametrize("moment", [70, 125])
-def test_after_a_kill_only_what_was_not_committed_is_sent_again(
-    server: OpenAIServer, tmp_path: Path, moment: int
-) -> None:
+def test_after_a_kill_only_what_was_in_flight_is_sent_again(server: OpenAIServer, tmp_path: Path, moment: int) -> None:
     write(tmp_path, prompts())
     process = start(tmp_path, server.url)
     wait_for(lambda: len(server.requests) >= moment, process)
@@ -121,10 +119,11 @@ def test_after_a_kill_only_what_was_not_committed_is_sent_again(
     before = len(server.requests)
     finish(start(tmp_path, server.url))
     assert_complete(tmp_path, prompts())
-    assert sent_since(server, before) == sorted(set(prompts()) - kept)
+    again = sent_since(server, before)
+    assert set(again).isdisjoint(kept)
     counts = Counter(seen.text for seen in server.requests)
     assert max(counts.values()) <= 2
-    assert sum(count == 2 for count in counts.values()) <= SLOTS + PER_INTERVAL
+    assert sum(count == 2 for count in counts.values()) <= SLOTS
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
