@@ -122,7 +122,7 @@ class Rescue:
         )
         lost: Counter[Replica] = Counter()
         for replica in self._pool.replicas:
-            if replica.load is None:
+            if replica.load is None or replica.site.is_blind:  # then its load is an estimate
                 continue
             denials = self._denials.setdefault(replica, [])
             if not denials or denials[-1][0] != replica.load_at:

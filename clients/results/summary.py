@@ -116,8 +116,8 @@ class SummaryCollector:
         for name, counter in self._names.items():
             _count_capped(counter, _counts(batch[name]))
         sent = pc.greater(batch["attempts"], 0)
-        answered = pc.is_in(outcome, value_set=pa.array(sorted(ANSWERED), pa.string()))
-        self._totals["joined"] += batch.num_rows - (pc.sum(pc.or_(sent, pc.invert(answered))).as_py() or 0)
+        settled = pc.is_in(outcome, value_set=pa.array(sorted(ANSWERED | {Outcome.REJECTED}), pa.string()))
+        self._totals["joined"] += pc.sum(pc.and_(settled, pc.invert(sent))).as_py() or 0
         self._count_sent(batch.filter(sent))
         self._keep_not_ok(batch, outcome)
 
