@@ -1,4 +1,4 @@
-"""The two READMEs are twins, and what they say is what the code does."""
+"""The pages and their Korean twins are parallel, and what they say is what the code does."""
 
 import re
 import shlex
@@ -8,12 +8,25 @@ from pathlib import Path
 
 import pytest
 
+from clients.fake_vllm.faults import KINDS
 from clients.records import Outcome
 from clients.results.schema import COLUMNS
+from clients.results.verdict import judge
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 KOREAN = (ROOT / "README_ko.md").read_text(encoding="utf-8")
+ENGINE_ENGLISH = (ROOT / "docs/engine.md").read_text(encoding="utf-8")
+ENGINE_KOREAN = (ROOT / "docs/engine_ko.md").read_text(encoding="utf-8")
+
+#: Commands whose flags the pages name.
+COMMANDS = (
+    ("-m", "pipelines.run"),
+    ("-m", "pipelines.compile"),
+    ("-m", "clients.batch"),
+    ("-m", "clients.fake_vllm"),
+    ("clients/query_vllm.py",),
+)
 
 
 def headings(text: str) -> list[int]:
@@ -23,6 +36,11 @@ def headings(text: str) -> list[int]:
 
 def code_blocks(text: str) -> list[str]:
     return re.findall(r"^```.*?^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def tables(text: str) -> list[int]:
+    """The number of rows of each table."""
+    return [found.count("\n") for found in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)]
 
 
 def first_cells(text: str, header: str) -> list[str]:
@@ -35,9 +53,20 @@ def commands() -> list[str]:
     return [line for block in code_blocks(ENGLISH) if block.startswith("```sh") for line in block.splitlines()[1:-1]]
 
 
-def test_both_have_the_same_headings_and_code() -> None:
-    assert headings(ENGLISH) == headings(KOREAN)
-    assert code_blocks(ENGLISH) == code_blocks(KOREAN)
+def help_of(*command: str) -> str:
+    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def flags(text: str) -> set[str]:
+    return set(re.findall(r"--[a-z][a-z-]+", text))
+
+
+@pytest.mark.parametrize(("english", "korean"), [(ENGLISH, KOREAN), (ENGINE_ENGLISH, ENGINE_KOREAN)])
+def test_both_have_the_same_headings_tables_and_code(english: str, korean: str) -> None:
+    assert headings(english) == headings(korean)
+    assert tables(english) == tables(korean)
+    assert code_blocks(english) == code_blocks(korean)
 
 
 @pytest.mark.parametrize(("text", "header"), [(ENGLISH, "column"), (KOREAN, "열")])
@@ -50,18 +79,37 @@ def test_the_outcomes_are_those_of_the_code(text: str) -> None:
     assert first_cells(text, "outcome") == [outcome.value for outcome in Outcome]
 
 
+@pytest.mark.parametrize("text", [ENGLISH, KOREAN])
+def test_the_verdicts_are_those_of_the_code(text: str) -> None:
+    named = first_cells(text, "verdict")
+    everything = judge([dict.fromkeys([*named, "no such verdict"], 1.0)])
+    assert everything is not None
+    assert [*everything["seconds"]] == named  # the words that it knows
+    assert all(judge([{kind: 1.0}]) for kind in named)
+    states = (ROOT / "clients/batch/verdict.py").read_text(encoding="utf-8")
+    assert set(re.findall(r'"([a-z]+-bound|waiting)"', states)) == set(named)
+
+
+@pytest.mark.parametrize(("text", "header"), [(ENGINE_ENGLISH, "fault"), (ENGINE_KOREAN, "오류")])
+def test_the_faults_are_those_of_the_fake_server(text: str, header: str) -> None:
+    assert first_cells(text, header) == [*KINDS]
+
+
+@pytest.mark.parametrize(("text", "header"), [(ENGINE_ENGLISH, "event"), (ENGINE_KOREAN, "이벤트")])
+def test_the_events_are_those_of_the_engine(text: str, header: str) -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "clients/batch").glob("*.py"))
+    emitted = set(re.findall(r'emit\(\s*logger,\s*"([a-z.]+)"', sources))
+    assert set(first_cells(text, header)) == emitted
+
+
 def test_every_flag_named_exists() -> None:
-    helps = "".join(
-        subprocess.run([sys.executable, *module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for module in (
-            ("-m", "pipelines.run"),
-            ("-m", "pipelines.compile"),
-            ("-m", "clients.batch"),
-            ("clients/query_vllm.py",),
-        )
-    )
-    known = set(re.findall(r"--[a-z-]+", helps)) | {"--constraint"}
-    assert set(re.findall(r"--[a-z][a-z-]+", ENGLISH + KOREAN)) <= known
+    known = flags("".join(help_of(*command) for command in COMMANDS)) | {"--constraint"}
+    assert flags(ENGLISH + KOREAN + ENGINE_ENGLISH + ENGINE_KOREAN) <= known
+
+
+@pytest.mark.parametrize("module", ["clients.batch", "pipelines.run"])
+def test_every_flag_of_a_run_is_documented(module: str) -> None:
+    assert flags(help_of("-m", module)) - {"--help"} <= flags(ENGLISH + ENGINE_ENGLISH)
 
 
 def test_every_make_target_named_exists() -> None:
@@ -69,3 +117,9 @@ def test_every_make_target_named_exists() -> None:
     named = {shlex.split(command)[1] for command in commands() if command.startswith("make ")}
     assert named <= targets
     assert {"run", "test"} <= named
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_ko.md", "docs/engine.md", "docs/engine_ko.md"])
+def test_every_link_to_a_file_leads_there(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()] == []
