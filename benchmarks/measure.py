@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
+import resource
 import select
 import shutil
 import signal
@@ -21,6 +23,9 @@ from clients.fake_vllm.process import FakeServer
 
 ROOT = Path(__file__).resolve().parents[1]
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+#: Seconds between two looks at a process that runs.
+_LOOK_S = 0.1
 
 
 class BenchmarkError(Exception):
@@ -71,13 +76,17 @@ class Usage:
     Attributes:
         exit_code: Negative for a signal.
         cpu_s: User and system, threads and waited-for children included.
-        peak_mb: Largest resident set, in 10^6 bytes. Not below what the benchmark itself holds, some 40 MB, since the
-            system counts from the fork on.
+        peak_mb: Largest resident set, in 10^6 bytes.
     """
 
     exit_code: int
     cpu_s: float
     peak_mb: float
+
+
+def _environment() -> dict[str, str]:
+    """With bytecode, as whoever installs a package has it; else our modules alone would be compiled at each start."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 class ClientProcess:
@@ -93,9 +102,16 @@ class ClientProcess:
         self._name = command[2]
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         self._pidfd = os.pidfd_open(self._process.pid)
+        self._peak_seen_mb = 0.0
         self._usage: Usage | None = None
 
     def __enter__(self) -> Self:
@@ -123,7 +139,10 @@ class ClientProcess:
         Raises:
             BenchmarkError: it took too long, and was killed.
         """
-        if not self.ended(timeout_s):
+        deadline = time.monotonic() + timeout_s
+        while not self.ended(_LOOK_S) and time.monotonic() < deadline:
+            self._look_at_peak()
+        if not self.ended():
             self.kill()
             raise BenchmarkError(f"{self._name} was not done after {timeout_s:.0f} s. It said: {self._last_words()}")
         return self._reap()
@@ -148,14 +167,22 @@ class ClientProcess:
 
     # ------------------------------------------------------------------------ inside
 
+    def _look_at_peak(self) -> None:
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace")
+        if (found := re.search(r"VmHWM:\s+(\d+) kB", status)) is not None:
+            self._peak_seen_mb = int(found[1]) * 1024 / 1e6
+
     def _reap(self) -> Usage:
         if self._usage is None:
             _, status, usage = os.wait4(self._process.pid, 0)
             self._process.returncode = os.waitstatus_to_exitcode(status)
+            peak_mb = usage.ru_maxrss * 1024 / 1e6
+            if self._peak_seen_mb and usage.ru_maxrss <= 1.01 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+                peak_mb = self._peak_seen_mb  # the system counts from the fork on: that was our own size
             self._usage = Usage(
                 exit_code=self._process.returncode,
                 cpu_s=usage.ru_utime + usage.ru_stime,
-                peak_mb=usage.ru_maxrss * 1024 / 1e6,
+                peak_mb=peak_mb,
             )
         return self._usage
 

@@ -16,7 +16,7 @@ def answers_in(path: Path) -> Iterator[tuple[int, str | None]]:
             for line in lines:
                 answer = orjson.loads(line)
                 yield answer["row"], answer.get("content")
-    else:
+    elif not path.is_dir() or any(path.rglob("[!.]*.parquet")):  # else nothing is committed yet
         import pandas as pd  # type: ignore[import-untyped]
 
         frame = pd.read_parquet(path, columns=["row", "content"])

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -25,7 +25,9 @@ from clients.events import emit
 from clients.records import Outcome
 from clients.results import format as fmt
 from clients.results.advice import ADVICE
-from clients.results.summary import Summary
+
+if TYPE_CHECKING:
+    from clients.results.summary import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +182,7 @@ class RunView:
 
 
 def print_summary(
-    summary: Summary, folder: Path, console: Console | None = None, *, batch_output: Path | None = None
+    summary: "Summary", folder: Path, console: Console | None = None, *, batch_output: Path | None = None
 ) -> None:
     """Print how the run went, where its files are, and what to type next."""
     console = console or Console(highlight=False)
@@ -221,7 +223,7 @@ def _python() -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _outcomes_table(summary: Summary, *, with_advice: bool) -> Table:
+def _outcomes_table(summary: "Summary", *, with_advice: bool) -> Table:
     """Each outcome that happened, and what to do about those that are not ok."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("Outcome", no_wrap=True)

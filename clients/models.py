@@ -1,14 +1,14 @@
 """Ask an OpenAI-compatible endpoint which models it serves, and wait for one that is still starting."""
 
+import contextlib
 import dataclasses
 import http.client
 import json
 import logging
 import ssl
 import time
-import urllib.error
-import urllib.request
 from typing import Any
+from urllib.parse import urlsplit
 
 from clients.endpoint import base_url
 from clients.errors import EndpointError, SettingsError
@@ -22,17 +22,6 @@ _POLL_S = 1.0
 _MAX_BYTES = 4 << 20
 
 CERTIFICATE_MEND = "Name the file with the certificate authority in SSL_CERT_FILE."
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Followed to another host, a redirect would take the key there."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Leave the answer as it is, which urllib then raises."""
-
-
-#: A server in the cluster or on this machine is reached directly, as the engine does, whatever proxy is set.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,35 +135,40 @@ def _wait_for_models(base: str, api_key: str | None, patience_s: float) -> list[
 
 
 def _list_models(base: str, api_key: str | None) -> list[dict[str, Any]]:
-    """The models at `/models`, each with an id; empty when the endpoint has no such list."""
-    headers = {"Accept": "application/json", **authorization(api_key)}
+    """The models at `/models`, each with an id; empty when the endpoint has no such list.
+
+    The server is reached directly, as by the engine, whatever proxy is set; http.client knows none. Nor does it follow
+    redirects: to another host, one would take the key there.
+    """
+    parts = urlsplit(base)
+    scheme = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    headers = {"Accept": "application/json", "Connection": "close", **authorization(api_key)}
     try:
-        request = urllib.request.Request(f"{base}/models", headers=headers)  # noqa: S310  (base_url allows only http and https)
-        with _DIRECT.open(request, timeout=_REQUEST_TIMEOUT_S) as response:
-            return _models(base, response.read(_MAX_BYTES))
-    except urllib.error.HTTPError as error:
-        with error:
-            return _refused(base, error)
+        with contextlib.closing(scheme(parts.hostname or "", parts.port, timeout=_REQUEST_TIMEOUT_S)) as connection:
+            connection.request("GET", f"{parts.path}/models", headers=headers)
+            with connection.getresponse() as response:
+                if 200 <= response.status < 300:
+                    return _models(base, response.read(_MAX_BYTES))
+                return _refused(base, response.status, response.getheader("Location", "nowhere"))
     except UnicodeError as error:
         raise SettingsError(f"endpoint URL {base!r} cannot be used: write it in plain ASCII letters") from error
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise EndpointError(f"{base}: TLS fails: {reason.verify_message}. {CERTIFICATE_MEND}") from error
-        raise _NotYetError(getattr(reason, "strerror", None) or str(reason) or type(error).__name__) from error
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise EndpointError(f"{base}: TLS fails: {error.verify_message}. {CERTIFICATE_MEND}") from error
+        raise _NotYetError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
 
 
-def _refused(base: str, error: urllib.error.HTTPError) -> list[dict[str, Any]]:
-    if error.code in (401, 403):
-        raise EndpointError(f"{base} refuses the key (HTTP {error.code}). Set OPENAI_API_KEY to a key it accepts.")
-    if error.code in (404, 405):
+def _refused(base: str, status: int, location: str) -> list[dict[str, Any]]:
+    if status in (401, 403):
+        raise EndpointError(f"{base} refuses the key (HTTP {status}). Set OPENAI_API_KEY to a key it accepts.")
+    if status in (404, 405):
         return []
-    if 300 <= error.code < 400:
-        target = " ".join(error.headers.get("Location", "nowhere").split())
+    if 300 <= status < 400:
+        target = " ".join(location.split())
         raise EndpointError(
-            f"{base}/models redirects to {target} (HTTP {error.code}). Give the address that answers itself."
+            f"{base}/models redirects to {target} (HTTP {status}). Give the address that answers itself."
         )
-    raise _NotYetError(f"HTTP {error.code} from {base}/models")
+    raise _NotYetError(f"HTTP {status} from {base}/models")
 
 
 def _models(base: str, data: bytes) -> list[dict[str, Any]]:

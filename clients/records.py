@@ -1,4 +1,8 @@
-"""The records that travel between the parts: pure data, no I/O, nothing but the standard library."""
+"""The records that travel between the parts: pure data, no I/O, nothing but the standard library.
+
+Nobody changes one that has been made. Those of which every row has one or two do not enforce it: that would take a
+tenth of a microsecond a field, 3 us a row.
+"""
 
 import dataclasses
 import datetime as dt
@@ -25,7 +29,7 @@ class Outcome(enum.StrEnum):
 ERROR_OUTCOMES = frozenset(Outcome) - {Outcome.OK, Outcome.TRUNCATED}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class ChatRequest:
     """One row that can be sent.
 
@@ -66,7 +70,7 @@ class InvalidRow:
     error_message: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class ChatResult:
     """One committed answer, as the ledger keeps it; the columns of `clients.results.schema` without the carried ones.
 

@@ -1,4 +1,4 @@
-"""One way to read an input and to keep files, on this machine or in an object store (pyarrow.fs).
+"""One way to read an input and to keep files, on this machine or, with pyarrow.fs, in an object store.
 
 A write is all or nothing: on a disk it goes aside, is synced and renamed; in an object store it is a single put.
 """
@@ -12,12 +12,12 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import pyarrow as pa
-from pyarrow import fs
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from clients.errors import PromptsError, StorageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def is_uri(location: str) -> bool:
@@ -83,8 +83,12 @@ class Folder:
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/") or location[:1] or "."
-        self._fs, self._root = _remote(self.location) if is_uri(location) else (fs.LocalFileSystem(), self.location)
-        self._remote = not isinstance(self._fs, fs.LocalFileSystem)
+        self._fs: Any = None
+        self._root = self.location
+        if is_uri(location):
+            self._fs, self._root = _remote(self.location)
+        if self._fs is not None and self._fs.type_name == "local":  # file:///folder
+            self._fs = None
 
     def __truediv__(self, name: str) -> "Folder":
         inner = copy.copy(self)  # one connection for all folders of a store
@@ -94,46 +98,67 @@ class Folder:
     @property
     def local_path(self) -> Path | None:
         """The folder on this machine, or None in an object store."""
-        return None if self._remote else Path(self._root)
+        return Path(self._root) if self._fs is None else None
 
     def names(self) -> list[str]:
         """Every file below this folder, relative and sorted; unfinished writes (`.` files) are not files."""
-        selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
         with refusals("list", self.location):
-            infos = self._fs.get_file_info(selector)
-        paths = (info.path[len(self._root) :].lstrip("/") for info in infos if info.type == fs.FileType.File)
+            found = _local_files(self._root) if self._fs is None else _remote_files(self._fs, self._root)
+            paths = [path[len(self._root) :].lstrip("/") for path in found]
         return sorted(path for path in paths if not path.rpartition("/")[2].startswith("."))
 
     def open(self, name: str) -> Any:
         """Open one file for random reading (a `pyarrow.NativeFile`)."""
-        with refusals("read", f"{self.location}/{name}"):
-            return self._fs.open_input_file(f"{self._root}/{name}")
+        import pyarrow as pa  # late, as below: a run on this machine sends its first request without it
 
-    def write(self, name: str, data: bytes | pa.Buffer) -> None:
+        with refusals("read", f"{self.location}/{name}"):
+            path = f"{self._root}/{name}"
+            return pa.OSFile(path) if self._fs is None else self._fs.open_input_file(path)
+
+    def write(self, name: str, data: "bytes | pa.Buffer") -> None:
         """Keep `data` under `name`, completely and durably or not at all."""
         with refusals("write", f"{self.location}/{name}"):
-            if self._remote:
+            if self._fs is None:
+                _write_durably(Path(self._root) / name, data)
+            else:
                 with self._fs.open_output_stream(f"{self._root}/{name}") as stream:
                     stream.write(data)
-            else:
-                _write_durably(Path(self._root) / name, data)
 
     def remove(self, name: str) -> None:
         """Remove one file; it may be gone already."""
         with refusals("write", f"{self.location}/{name}"), contextlib.suppress(FileNotFoundError):
-            self._fs.delete_file(f"{self._root}/{name}")
+            if self._fs is None:
+                (Path(self._root) / name).unlink()
+            else:
+                self._fs.delete_file(f"{self._root}/{name}")
 
     def put(self, name: str, path: Path) -> None:
         """Keep a finished file of this machine under `name`, replacing what was there only once the new one stands."""
         with refusals("write", f"{self.location}/{name}"):
-            if self._remote:
+            if self._fs is None:
+                _place(path, Path(self._root) / name)
+            else:
                 with path.open("rb") as source, self._fs.open_output_stream(f"{self._root}/{name}") as stream:
                     shutil.copyfileobj(source, stream, 1 << 20)
-            else:
-                _place(path, Path(self._root) / name)
 
 
-def _write_durably(path: Path, data: bytes | pa.Buffer) -> None:
+def _local_files(root: str) -> Iterator[str]:
+    def stop(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, _, names in os.walk(root, onerror=stop, followlinks=True):
+        yield from (f"{folder}/{name}" for name in names)
+
+
+def _remote_files(store: Any, root: str) -> Iterator[str]:
+    from pyarrow import fs
+
+    infos = store.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+    return (info.path for info in infos if info.type == fs.FileType.File)
+
+
+def _write_durably(path: Path, data: "bytes | pa.Buffer") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
     try:
@@ -177,6 +202,9 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _remote(location: str) -> tuple[Any, str]:
+    import pyarrow as pa
+    from pyarrow import fs
+
     mend = "Give a path, or an address such as s3://bucket/key."
     if not location.partition("://")[2]:
         raise StorageError(f"cannot use {location}: it names no bucket. {mend}")

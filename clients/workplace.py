@@ -74,6 +74,11 @@ class Workplace:
         """Artifacts and temporary files of the run, on the same disk as the results."""
         return self.output / ".scratch"
 
+    def earlier_results(self) -> str:
+        """The results that a run with --fresh will replace, which tell it how long answers take; "" without any."""
+        results = self.output / "results.parquet"
+        return str(results.resolve()) if results.is_file() else ""
+
     def summary_is_new(self) -> bool:
         """Tell whether this run wrote its summary."""
         return self._summary_written() > self.summary_before

@@ -186,6 +186,7 @@ def _follow(
 
     # A shard's share is the whole divided by all shards, but here only a few of them run at a time.
     side_by_side = min(settings.shards, SHARDS_AT_A_TIME)
+    chosen = settings.options.with_lengths(place.earlier_results()) if settings.fresh else settings.options
     arguments = {
         **arguments,
         "concurrency": arguments["concurrency"] * settings.shards // side_by_side,
@@ -197,7 +198,7 @@ def _follow(
         "output": str(place.output.resolve()),
         "state": str(place.state.resolve()),
         "server_wait_s": settings.server_wait_s,
-        "options": settings.options.to_json(),
+        "options": chosen.to_json(),
     }
     view.stage("Starting the pipeline")
     with LocalRun(compiled_path("batch_inference"), arguments, scratch=place.scratch, log=place.run_log) as local:

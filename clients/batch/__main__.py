@@ -5,9 +5,9 @@ The same command again goes on where the last one stopped: finished rows are not
 
 import argparse
 import contextlib
-import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ from clients.batch.arguments import (
 from clients.batch.footprint import keep_small
 
 if TYPE_CHECKING:
-    from clients.display import RunView
     from clients.workplace import Workplace
 
 _EXAMPLES = """examples:
@@ -42,7 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.url or options.dry_run):
         parser.error("the following arguments are required: --url")
-    from clients.display import error_line
     from clients.errors import LLMInferenceError
     from clients.steps.interrupts import interruptible
 
@@ -53,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             template_of(options)
             return _dry_run(options) if options.dry_run else _run(options)
     except LLMInferenceError as error:
+        from clients.display import error_line
+
         error_line(str(error))
         return error.exit_code
 
@@ -84,32 +84,47 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from clients.display import RunView, error_line, print_summary
     from clients.events import follow
-    from clients.results.openai_batch import write_batch_output
     from clients.workplace import Workplace
 
     place = Workplace.prepare(options.prompts, output_folder(options), fresh=options.fresh)
+    failures: list[str] = []
     with place.held():
-        with RunView() as view:
-            follow(view.see_and_show if view.console.is_terminal else functools.partial(_log, view))
+        with contextlib.ExitStack() as stack:
+            show = _live(stack) if sys.stderr.isatty() else _log
+
+            def see(event: dict[str, Any]) -> None:
+                show(event)
+                if event["event"] == "step.failed":
+                    failures.append(event["error"])
+
+            follow(see)
             exit_code = _run_steps(options, place)
+        # What shows and writes results is loaded once there are some, so that the first request need not wait for it.
+        from clients.display import error_line, print_summary
+        from clients.results.openai_batch import write_batch_output
+
         if place.summary_is_new():
             if options.batch_output:
                 write_batch_output(place.output / "results.parquet", options.batch_output)
             print_summary(place.read_summary(), place.output, batch_output=options.batch_output)
-        if view.failure:
-            error_line(view.failure)
+        if failures:
+            error_line(failures[0])
         if not exit_code:
             place.settle()
     return exit_code
 
 
-def _log(view: "RunView", event: dict[str, Any]) -> None:
-    """Without a terminal: each event as a line of JSON, and why a step failed once more in words at the end."""
+def _live(stack: contextlib.ExitStack) -> Callable[[dict[str, Any]], None]:
+    """With a terminal: a live line until the stack is closed."""
+    from clients.display import RunView
+
+    return stack.enter_context(RunView()).see_and_show
+
+
+def _log(event: dict[str, Any]) -> None:
+    """Without a terminal: each event as a line of JSON."""
     print(json.dumps(event, ensure_ascii=False), file=sys.stderr, flush=True)
-    if event["event"] == "step.failed":
-        view.see(event)
 
 
 def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
@@ -117,8 +132,6 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
     import tempfile
 
     from clients.steps.check_prompts import check_prompts
-    from clients.steps.gate import gate
-    from clients.steps.merge_shards import merge_shards
     from clients.steps.plan_shards import plan_shards
     from clients.steps.resolve_endpoint import resolve_endpoint
     from clients.steps.run_shard import run_shard
@@ -130,6 +143,9 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
         "template": template_of(options),
     }
     prompts = str(options.prompts.resolve())
+    chosen = run_options(options)
+    if options.fresh:
+        chosen = chosen.with_lengths(place.earlier_results())
     with contextlib.ExitStack() as stack:
         with refusals("write", place.scratch):
             place.scratch.mkdir(parents=True, exist_ok=True)
@@ -148,10 +164,13 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
                 concurrency=options.concurrency,
                 state=str(place.state.resolve()),
                 server_wait_s=options.server_wait,
-                options=run_options(options).to_json(),
+                options=chosen.to_json(),
                 **requests,
             )
             run_shard(spec=spec, part_path=paths["part"])
+            from clients.steps.gate import gate
+            from clients.steps.merge_shards import merge_shards
+
             summary, _ = merge_shards(
                 part_paths=[paths["part"]],
                 results_path=paths["results"],

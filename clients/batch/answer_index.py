@@ -3,12 +3,12 @@
 import array
 import bisect
 import struct
-from typing import Any, cast
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any, cast
 
 from clients.records import Outcome
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: An entry says where an answer is and how it ended: segment, position in it (28 bits), outcome (4 bits).
 _OUTCOMES = tuple(Outcome)
@@ -36,12 +36,15 @@ class AnswerIndex:
         self._taken = bytearray()
         self._next: dict[int, int] = {}  # of a run of equal hashes: its start, and the first that may not be taken
 
-    def add(self, segment: int, answers: pa.Table) -> None:
+    def add(self, segment: int, answers: "pa.Table") -> None:
         """Take in the answers of a segment: its columns row, request_hash and outcome.
 
         Raises:
             ValueError: one of them is none that a ledger wrote.
         """
+        import pyarrow as pa  # late, as below: a first run sends its first request without Arrow
+        import pyarrow.compute as pc
+
         codes = pc.index_in(answers["outcome"], value_set=pa.array(_OUTCOMES, pa.string()))
         if codes.null_count:
             raise ValueError("it holds outcomes that are none")
@@ -61,6 +64,9 @@ class AnswerIndex:
         """Sort, so that `take` can search."""
         if not self._keys:
             return
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         names = ("_keys", "_rest", "_rows", "_entries")
         order = pc.sort_indices(
             pa.RecordBatch.from_arrays([self._column(name) for name in names], names=list(names)),
@@ -71,7 +77,9 @@ class AnswerIndex:
             setattr(self, name, memoryview(found.buffers()[1])[: 8 * len(found)].cast(getattr(self, name).typecode))
         self._taken = bytearray(len(self._keys))
 
-    def _column(self, name: str) -> pa.Array:
+    def _column(self, name: str) -> "pa.Array":
+        import pyarrow as pa
+
         numbers = getattr(self, name)
         kind = pa.uint64() if numbers.typecode == "Q" else pa.int64()
         return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
@@ -118,7 +126,10 @@ def entries_of(segment: int) -> tuple[int, int]:
     return segment << _SEGMENT_BITS, (segment + 1) << _SEGMENT_BITS
 
 
-def positions_of(entries: pa.Array) -> pa.Array:
+def positions_of(entries: "pa.Array") -> "pa.Array":
     """Where in their segment answers are."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     low = pc.bit_wise_and(entries, pa.scalar((1 << _SEGMENT_BITS) - 1, pa.int64()))
     return pc.shift_right(low, pa.scalar(_OUTCOME_BITS, pa.int64()))

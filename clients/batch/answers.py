@@ -39,20 +39,26 @@ def read_answer(request: ChatRequest, payload: Any, raw: bytes = b"", *, keep_ra
         raise TransientError("no_choices", "the answer holds no choice with a message") from error
     if finish in _NOT_FINISHED:
         raise TransientError("aborted", f"the server gave the answer up: finish_reason {finish}")
+    outcome, code, problem = _judge(request, content, bool(tools), finish, refusal)
+    if outcome is not Outcome.OK and choice.get("stop_reason") in BLANKS:
+        outcome, code, problem = Outcome.SCHEMA_INVALID, "blank_loop", "the model fell into writing only blanks"
+    model, (prompt_tokens, completion_tokens, cached_tokens) = payload.get("model"), _usage(payload.get("usage"))
     fields: dict[str, Any] = {
         "content": content,
         "reasoning": reasoning,
         "tool_calls": tool_calls,
         "finish_reason": finish if isinstance(finish, str) else None,
-        "model": payload.get("model") if isinstance(payload.get("model"), str) else None,
-        **_usage(payload.get("usage")),
+        "model": model if isinstance(model, str) else None,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "cached_tokens": cached_tokens,
+        "outcome": outcome,
+        "error_code": code,
+        "error_message": problem,
     }
     if keep_raw or len(payload["choices"]) > 1 or choice.get("logprobs"):
         fields["raw_response"] = raw.decode("utf-8", "replace")
-    outcome, code, message_text = _judge(request, content, bool(tools), finish, refusal)
-    if choice.get("stop_reason") in BLANKS and outcome is not Outcome.OK:
-        outcome, code, message_text = Outcome.SCHEMA_INVALID, "blank_loop", "the model fell into writing only blanks"
-    return {**fields, "outcome": outcome, "error_code": code, "error_message": message_text}
+    return fields
 
 
 def _judge(
@@ -72,7 +78,7 @@ def _judge(
 
 
 def _schema_problem(request: ChatRequest, content: str) -> str | None:
-    if not any(word in request.payload for word in (b'"response_format"', b'"structured_outputs"')):
+    if b'"response_format"' not in request.payload and b'"structured_outputs"' not in request.payload:
         return None  # decoding every request again would cost more than its answer
     return schema_problem(wanted_format(request.body), content)
 
@@ -89,17 +95,15 @@ def _reasoning(message: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _usage(usage: Any) -> dict[str, int | None]:
-    usage = usage if isinstance(usage, Mapping) else {}
+def _usage(usage: Any) -> tuple[int | None, int | None, int | None]:
+    """Tokens of the prompt, of the completion, and of the prompt those that were cached."""
+    if not isinstance(usage, dict):
+        return None, None, None
     details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    found = {
-        "prompt_tokens": usage.get("prompt_tokens"),
-        "completion_tokens": usage.get("completion_tokens"),
-        "cached_tokens": cached,
-    }
-    return {name: value if _is_count(value) else None for name, value in found.items()}
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), _count(cached)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63  # what the column holds; a bool is an int to isinstance
+def _count(value: Any) -> int | None:
+    """What the column can hold; a bool is an int to isinstance."""
+    return value if type(value) is int and 0 <= value < 1 << 63 else None

@@ -189,8 +189,8 @@ def run_options(options: argparse.Namespace) -> RunOptions:
         SettingsError: a word that is no outcome, or a number out of its range.
     """
     return RunOptions(
-        retry=outcomes(options.retry),
-        resample=outcomes(options.resample),
+        retry=outcomes(options.retry, "--retry"),
+        resample=outcomes(options.resample, "--resample"),
         reasoning_max_tokens=options.reasoning_max_tokens,
         thinking_token_budget=options.thinking_token_budget,
         raw_response=options.raw_response,

@@ -81,16 +81,22 @@ class Backlog:
         self.is_exhausted = False
         self._changed = asyncio.Event()
 
+    def take_now(self) -> Work | None:
+        """The next row to send, if one is at hand."""
+        work = self._due_retry()
+        if work is None and self._may_read:
+            request = self._read()
+            work = None if request is None else Work(request)
+        if work is not None:
+            self._open += 1
+        return work
+
     async def take(self) -> Work | None:
         """The next row to send; waits while rows may still come back; None when every row is finished."""
         while True:
-            if (work := self._due_retry()) is not None:
-                self._open += 1
+            if (work := self.take_now()) is not None:
                 return work
-            if not self.is_exhausted and len(self._retries) < self._max_waiting:
-                if (request := self._read()) is not None:
-                    self._open += 1
-                    return Work(request)
+            if self._may_read:
                 await asyncio.sleep(0)
                 continue
             if not self._retries and not self._open:
@@ -131,6 +137,10 @@ class Backlog:
     def waiting(self) -> int:
         """Rows that wait for another attempt."""
         return len(self._retries)
+
+    @property
+    def _may_read(self) -> bool:
+        return not self.is_exhausted and len(self._retries) < self._max_waiting
 
     def _due_retry(self) -> Work | None:
         if self._retries and self._retries[0][0] <= asyncio.get_running_loop().time():

@@ -46,7 +46,7 @@ class Budgets:
         done, errors = outcomes.total(), sum(outcomes[outcome] for outcome in ERROR_OUTCOMES)
         if self.max_error_rate < 1 and errors:
             if errors == done >= _FIRST_ROWS:
-                return f"all of the first {done} rows went wrong; the last: {last_error}"
+                return f"all of the first {done} rows went wrong; the last: {last_error.rstrip('.')}"
             if errors > max(_FIRST_ROWS, self.max_error_rate * rows):
                 return f"{errors} of {rows} rows went wrong, more than max_error_rate {self.max_error_rate:g} allows"
         if self.max_output_tokens is not None and output_tokens >= self.max_output_tokens:

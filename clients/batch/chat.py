@@ -7,7 +7,6 @@ import ssl
 import time
 import urllib.parse
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -124,7 +123,7 @@ class ChatEndpoint:
         """
         if reply.status != 200:
             raise self._status_error(reply)
-        if reply.headers.get("content-type", "").startswith(stream.CONTENT_TYPE):
+        if reply.headers.get(b"content-type", b"").startswith(stream.CONTENT_TYPE):
             return stream.assembled(reply.body)
         try:
             return orjson.loads(reply.body)
@@ -133,7 +132,7 @@ class ChatEndpoint:
 
     def _status_error(self, reply: Reply) -> LLMInferenceError:
         if 300 <= reply.status < 400:
-            target = _one_line(reply.headers.get("location", "nowhere"))
+            target = _one_line(_header(reply, b"location") or "nowhere")
             return EndpointError(
                 f"{self._url} redirects to {target} (HTTP {reply.status}). Give the address that answers itself."
             )
@@ -142,7 +141,7 @@ class ChatEndpoint:
             text = text.replace(self._api_key, "***")
         code, message = f"http_{reply.status}", text[:_MAX_MESSAGE]
         if reply.status in (429, 503):
-            return OverloadedError(code, message, _retry_after_s(reply.headers))
+            return OverloadedError(code, message, _retry_after_s(reply))
         return (TransientError if is_retryable_status(reply.status) else RejectedError)(code, message)
 
 
@@ -164,16 +163,20 @@ def _one_line(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+def _header(reply: Reply, name: bytes) -> str:
+    return reply.headers.get(name, b"").decode("utf-8", "replace")
+
+
+def _retry_after_s(reply: Reply) -> float | None:
     """Seconds of a Retry-After header, a number or a date by the server's own clock; None if it says nothing usable."""
-    value = headers.get("retry-after", "")
+    value = _header(reply, b"retry-after")
     try:
         seconds = float(value)
     except ValueError:
         until = _timestamp(value)
         if until is None:
             return None
-        seconds = until - (_timestamp(headers.get("date", "")) or time.time())
+        seconds = until - (_timestamp(_header(reply, b"date")) or time.time())
     return min(max(0.0, seconds), _MAX_RETRY_AFTER_S) if math.isfinite(seconds) else None
 
 

@@ -14,7 +14,7 @@ from clients.records import ChatResult
 
 logger = logging.getLogger(__name__)
 
-#: At most this much work is done again after a kill, beyond what was in flight.
+#: How often answers become a segment; until then the journal has them.
 COMMIT_INTERVAL_S = 1.0
 COMMIT_ROWS = 512
 
@@ -77,6 +77,11 @@ class Committer:
             self._due.set()
         if len(self._pending) >= _MAX_UNCOMMITTED:
             self._room.clear()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `room` would not have to wait."""
+        return self._room.is_set()
 
     async def room(self) -> None:
         """Wait until another row may be started: answers come faster than they can be kept, or cannot be kept now."""

@@ -7,14 +7,15 @@ whether they have been removed yet or not: the process may be killed between any
 import itertools
 import secrets
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clients.batch.segments import encode, read_segment, unreadable
-from clients.results.schema import COLUMNS
 from clients.storage import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 #: Segments with fewer rows are small; so many of them in a row are worth it.
 _SMALL_ROWS, _WORTH = 256, 32
@@ -57,14 +58,22 @@ def compact(home: Folder) -> None:
                 _replace(home, parts, table)
 
 
-def _replace(home: Folder, parts: list[str], table: pa.Table) -> None:
+def _replace(home: Folder, parts: list[str], table: "pa.Table") -> None:
     """Keep the answers of some segments in one, which takes the place of the last of them."""
+    from clients.batch.segments import encode  # late, as below: in a first run there is nothing to read, nor Arrow
+    from clients.results.schema import COLUMNS
+
     made = f"{parts[-1][:6]}-{secrets.token_hex(4)}{_MADE_SUFFIX}"
     home.write(made, encode(table.replace_schema_metadata({**COLUMNS.metadata, _REPLACES_KEY: orjson.dumps(parts)})))
     _remove(home, set(parts))
 
 
-def _tables(home: Folder, names: list[str]) -> Iterator[tuple[list[str], pa.Table]]:
+def _tables(home: Folder, names: list[str]) -> "Iterator[tuple[list[str], pa.Table]]":
+    import pyarrow as pa
+
+    from clients.batch.segments import read_segment
+    from clients.results.schema import COLUMNS
+
     parts: list[str] = []
     tables: list[pa.Table] = []
     for name in names:
@@ -95,7 +104,12 @@ def _is_small(folder: Folder, name: str) -> bool:
     return name[:6].isdigit() and bool(_metadata(folder, name).num_rows < _SMALL_ROWS)
 
 
-def _metadata(folder: Folder, name: str) -> pq.FileMetaData:
+def _metadata(folder: Folder, name: str) -> "pq.FileMetaData":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from clients.batch.segments import unreadable
+
     with folder.open(name) as stream:
         try:
             return pq.read_metadata(stream)

@@ -30,24 +30,27 @@ _PROBE_AFTER_S, _PROBE_EVERY_S, _PROBES = 20, 5, 4
 _IDLE_CLOSE_S = 1.0
 
 
+#: Lower-case names, of a repeated header the last; as bytes, since most are never looked at.
+Headers = Mapping[bytes, bytes]
+
 #: Hears that a reply's body begins, with its status and its headers.
-Begun = Callable[[int, Mapping[str, str]], object]
+Begun = Callable[[int, Headers], object]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Reply:
     """A complete response.
 
     Attributes:
         status: HTTP status.
         reason: Reason phrase.
-        headers: Lower-case names; of a repeated header the last.
+        headers: See Headers.
         body: Decompressed.
     """
 
     status: int
     reason: str
-    headers: dict[str, str]
+    headers: Headers
     body: bytes
 
 
@@ -156,20 +159,20 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
-        self._headers[name.decode("latin-1").lower()] = value.decode("utf-8", "replace")
+        self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         """Decide how the body is read."""
         if self._parser.get_status_code() < 200:  # an interim reply: the real one follows
             return
         headers = self._headers
-        if sum(map(len, headers.values())) > _MAX_HEAD_BYTES:
+        if self._head_bytes > _MAX_HEAD_BYTES and sum(map(len, headers.values())) > _MAX_HEAD_BYTES:
             self.close(_too_long_a_head())
             return
         self._has_head = True
-        self._until_close = "content-length" not in headers and "chunked" not in headers.get("transfer-encoding", "")
-        encoding = headers.get("content-encoding", "").lower()
-        if encoding in ("gzip", "x-gzip", "deflate"):
+        is_chunked = b"chunked" in headers.get(b"transfer-encoding", b"")
+        self._until_close = b"content-length" not in headers and not is_chunked
+        if headers.get(b"content-encoding", b"").lower() in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
 
     def on_body(self, body: bytes) -> None:
@@ -199,7 +202,7 @@ class Connection(asyncio.Protocol):
 
     def _reset_reply(self) -> None:
         self._reason = b""
-        self._headers: dict[str, str] = {}
+        self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._body_bytes = self._head_bytes = 0
         self._has_head = self._until_close = False

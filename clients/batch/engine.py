@@ -83,6 +83,8 @@ class Engine:
         self.seconds: dict[str, float] = {}
         self._rng = random.Random()  # noqa: S311  (jitter, not a secret)
         self._flights = Flights()
+        self._now: Callable[[], float] = time.monotonic  # the loop's own clock, from `run` on
+        self._held: Work | None = None  # the row for which the feeder waits for room
 
     async def run(self, requests: Iterator[ChatRequest | None]) -> None:
         """Bring every request to an outcome and commit it, unless a budget ends the run first.
@@ -94,7 +96,7 @@ class Engine:
             EndpointError: the endpoint is gone or refuses the key. Everything answered before is committed.
             StorageError: answers can no longer be kept.
         """
-        backlog = Backlog(requests)
+        backlog, self._now = Backlog(requests), asyncio.get_running_loop().time
         async with self._committer, self._pool, asyncio.TaskGroup() as group:
             feeder = group.create_task(self._feed(backlog, group))
 
@@ -133,40 +135,62 @@ class Engine:
             work = await backlog.take()
             if work is None:
                 return
+            self._held = work
             replica = await self._pool.acquire()
-            self._send(work, replica, backlog, group)
+            if (next_work := self._take(backlog)) is not None:
+                self._send(next_work, replica, backlog, group)
+            else:  # the row was sent by a request that came back meanwhile
+                self._pool.leave(replica)
+                self._pool.wake()
 
     def _send(self, work: Work, replica: Replica, backlog: Backlog, group: asyncio.TaskGroup) -> None:
         group.create_task(self._fly(self._flights.start(work, replica), backlog))
 
-    async def _fly(self, flight: Flight, backlog: Backlog) -> None:
-        loop = asyncio.get_running_loop()
-        error: ChatError | None = None
-        fields: dict[str, Any] = {}
-        try:
-            payload, raw = await self._exchange(flight)
-            fields = read_answer(flight.work.request, payload, raw, keep_raw=self._settings.keep_raw)
-        except ChatError as failure:
-            error = failure
-        finally:
-            self._flights.land(flight)
-            if flight.sounding is not None:
-                flight.sounding.ended(error, fields.get("completion_tokens"))
-        if flight.is_unwanted or flight.work.done:
-            return
-        if error is None:
-            self._answer(flight, fields, backlog, loop.time() - flight.started)
-        else:
-            await self._failed(flight, error, backlog, loop.time() - flight.started)
+    async def _fly(self, flight: Flight | None, backlog: Backlog) -> None:
+        """Send a request, and when it is back the next one: a task for each would take 5 us a row more."""
+        while flight is not None:
+            error: ChatError | None = None
+            fields: dict[str, Any] = {}
+            try:
+                fields = await self._exchange(flight)
+            except ChatError as failure:
+                error = failure
+            finally:
+                self._flights.land(flight)
+                if flight.sounding is not None:
+                    flight.sounding.ended(error, fields.get("completion_tokens"))
+            if not (flight.is_unwanted or flight.work.done):
+                if error is None:
+                    self._answer(flight, fields, backlog)
+                else:
+                    self._pool.wake()  # what follows may take a while
+                    await self._failed(flight, error, backlog, self._now() - flight.started)
+            flight = self._next(backlog)
+        self._pool.wake()
 
-    async def _exchange(self, flight: Flight) -> tuple[Any, bytes]:
-        """Send the request and wait for its answer."""
-        loop, work = asyncio.get_running_loop(), flight.work
-        connection = None if work.needs_fresh else flight.replica.take_idle(loop.time())
+    def _next(self, backlog: Backlog) -> Flight | None:
+        """The next request, if there is room for one and a row at hand."""
+        if self.stop_reason is not None or not self._committer.has_room:
+            return None
+        if (replica := self._pool.try_acquire()) is None:
+            return None
+        if (work := self._take(backlog)) is None:
+            self._pool.leave(replica)
+            return None
+        return self._flights.start(work, replica)
+
+    def _take(self, backlog: Backlog) -> Work | None:
+        work, self._held = self._held, None
+        return work or backlog.take_now()
+
+    async def _exchange(self, flight: Flight) -> dict[str, Any]:
+        """Send the request, wait for its answer and read it."""
+        work = flight.work
+        connection = None if work.needs_fresh else flight.replica.take_idle(flight.started)
         try:
             if connection is None:
                 flight.replica, connection = await self._pool.connect(flight.replica)
-                flight.started, flight.started_at = loop.time(), dt.datetime.now(dt.UTC)
+                flight.started, flight.started_at = self._now(), dt.datetime.now(dt.UTC)
             flight.connection = connection
             endpoint = flight.replica.endpoint
             if flight.is_unwanted:
@@ -174,7 +198,6 @@ class Engine:
             payload = self._sound(flight, work.payload or first_payload(work.request))
             sounding = flight.sounding
             reply = await connection.send(endpoint.request(payload), sounding.begun if sounding is not None else None)
-            return endpoint.answer(reply), reply.body
         except asyncio.CancelledError:
             if connection is not None:
                 connection.close()
@@ -182,12 +205,13 @@ class Engine:
         finally:
             if connection is not None:
                 flight.replica.give_back(connection)
-            self._pool.release(flight.replica)
+            self._pool.leave(flight.replica)
+        return read_answer(work.request, endpoint.answer(reply), reply.body, keep_raw=self._settings.keep_raw)
 
     def _sound(self, flight: Flight, payload: bytes) -> bytes:
         """Make the request a stream, if the replica's limit wants one and nothing of the answer can get lost by it."""
-        replica, now = flight.replica, asyncio.get_running_loop().time()
-        if self._settings.keep_raw or not replica.controller.wants_sounding(flight.rank, now):
+        replica = flight.replica
+        if self._settings.keep_raw or not replica.controller.wants_sounding(flight.rank, flight.started):
             return payload
         as_stream = streamed(payload)
         if as_stream is not None:
@@ -196,9 +220,9 @@ class Engine:
 
     # --------------------------------------------------------------------- answers
 
-    def _answer(self, flight: Flight, fields: dict[str, Any], backlog: Backlog, latency_s: float) -> None:
-        work, replica = flight.work, flight.replica
-        now = asyncio.get_running_loop().time()
+    def _answer(self, flight: Flight, fields: dict[str, Any], backlog: Backlog) -> None:
+        work, replica, now = flight.work, flight.replica, self._now()
+        latency_s = now - flight.started
         work.attempts += 1
         self._flights.any_answered = True
         self._flights.latencies.add(latency_s)
@@ -207,7 +231,8 @@ class Engine:
         if tokens is not None and self._learn is not None:
             self._learn(work.request, tokens)
         self._pool.report(replica, replica.controller.answered(latency_s, tokens, flight.started, now))
-        self._recall(work)
+        for other in work.flights:  # nobody needs those any more
+            other.break_off()
         ending = Ending(fields, flight.started_at, latency_s, replica.endpoint.base_url)
         if not work.had_second_chance:
             payload = self._settings.policies.second_payload(work.request, fields["outcome"])
@@ -218,11 +243,6 @@ class Engine:
                 return
         self._finish(work, ending, backlog)
 
-    def _recall(self, work: Work) -> None:
-        """Break off other requests for a row that has its answer."""
-        for other in work.flights:
-            other.break_off()
-
     async def _failed(self, flight: Flight, error: ChatError, backlog: Backlog, latency_s: float) -> None:
         work, replica = flight.work, flight.replica
         free = (
@@ -230,7 +250,7 @@ class Engine:
         )
         self._refuse_key(replica, error)
         if isinstance(error, OverloadedError) and error.retry_after_s is not None:
-            work.not_before = asyncio.get_running_loop().time() + error.retry_after_s
+            work.not_before = self._now() + error.retry_after_s
         if free:
             work.free_failures += not isinstance(error, UnreachableError)
         elif isinstance(error, OverloadedError):
@@ -298,5 +318,5 @@ class Engine:
         for flight in self._flights.open:
             flight.break_off()
             self._end(flight.work, backlog)
-        for work in backlog.drop():
+        for work in (*backlog.drop(), *([self._held] if self._held is not None else [])):
             self._end(work, backlog)

@@ -44,5 +44,6 @@ async def _is_going(replica: Replica, pool: Pool) -> bool:
     replica.broke(loop.time())
     await asyncio.sleep(_OTHERS_BREAK_S)
     if not replica.is_up or replica.many_broke(loop.time()):
+        replica.changed.set()  # its probe should have a look
         return True
     return not await pool.is_alive(replica)

@@ -66,9 +66,11 @@ class Flights:
         now = asyncio.get_running_loop().time()
         flight = Flight(work, replica, now, dt.datetime.now(dt.UTC), replica.in_flight)
         work.flights.append(flight)
+        if not self.open:
+            self.landed.clear()
         self.open.add(flight)
-        self.peak = max(self.peak, len(self.open))
-        self.landed.clear()
+        if len(self.open) > self.peak:
+            self.peak = len(self.open)
         return flight
 
     def land(self, flight: Flight) -> None:

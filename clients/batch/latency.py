@@ -1,6 +1,5 @@
 """How long answers take, learnt from those that came: for the limit, for stuck requests, for the deadline."""
 
-import bisect
 import collections
 import dataclasses
 
@@ -50,18 +49,18 @@ class Latencies:
     def __init__(self, size: int = 2048) -> None:
         self._recent: collections.deque[float] = collections.deque(maxlen=size)
         self._sorted: list[float] = []
+        self._sorted_at = 0
         self.count = 0
 
     def add(self, seconds: float) -> None:
         """Take in one latency."""
-        if len(self._recent) == self._recent.maxlen:
-            del self._sorted[bisect.bisect_left(self._sorted, self._recent[0])]
         self._recent.append(seconds)
-        bisect.insort(self._sorted, seconds)
         self.count += 1
 
     def quantile(self, share: float) -> float:
         """The latency that `share` (0 to 1) of the remembered ones do not exceed; 0.0 without any."""
+        if self._sorted_at != self.count:  # asked for some ten times a second: sorted then, not at each of the answers
+            self._sorted, self._sorted_at = sorted(self._recent), self.count
         if not self._sorted:
             return 0.0
         return self._sorted[min(len(self._sorted) - 1, int(share * len(self._sorted)))]

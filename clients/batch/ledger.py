@@ -9,10 +9,7 @@ import dataclasses
 import secrets
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Self
 
 from clients.batch.answer_index import AnswerIndex, entries_of, outcome_of, positions_of, segment_of
 from clients.batch.compaction import compact, segments_of
@@ -20,11 +17,12 @@ from clients.batch.journal import Journal
 from clients.batch.lock import release_lock, take_lock
 from clients.batch.pairs import Pairs
 from clients.batch.recovery import recover, recover_earlier
-from clients.batch.segments import encode, read_segment, table_of, unreadable
 from clients.errors import PromptsError
 from clients.records import ChatRequest, ChatResult, Outcome
-from clients.results.schema import COLUMNS
 from clients.storage import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Seconds that a second process waits for the lock of a shard that is still running; a pod that is being killed is
 #: gone by then.
@@ -32,8 +30,6 @@ LOCK_PATIENCE_S = 15.0
 
 #: The lowest row that uses an answer of a segment which no row uses.
 _NO_ROW = (1 << 63) - 1
-
-_INDEX_COLUMNS = pa.schema([COLUMNS.field(name) for name in ("row", "request_hash", "outcome")])
 
 
 class Ledger:
@@ -139,6 +135,8 @@ class Ledger:
         if not results:
             return
         name = f"{self._written:06d}-{self._nonce}.parquet"
+        from clients.batch.segments import encode, table_of  # late, with Arrow: the first answers come sooner without
+
         self.home.write(name, encode(table_of(results)))
         self._written += 1
         for result in results:
@@ -150,7 +148,7 @@ class Ledger:
         """Rows of the shard for which no answer of their own is committed."""
         return self._rows - self._claimed - self._committed
 
-    def rows_by_segment(self) -> Iterator[tuple[pa.Table, pa.Array]]:
+    def rows_by_segment(self) -> "Iterator[tuple[pa.Table, pa.Array]]":
         """Every committed answer that a row uses: a segment's answers, and the row numbers they are for.
 
         Called once nothing will be committed any more. A segment no row uses is not read.
@@ -160,6 +158,9 @@ class Ledger:
             that of the one before. Of the rows that share an answer the first has its attempts, the others none. Rows
             that were joined are not among them, see `joined`.
         """
+        from clients.batch.segments import read_segment
+        from clients.results.schema import COLUMNS
+
         while self._again:
             row, entry = self._again.popitem()
             self._use(entry, row)
@@ -172,7 +173,7 @@ class Ledger:
             else:
                 yield table, table["row"].combine_chunks()
 
-    def joined(self, low: int, high: int) -> tuple[pa.Array, pa.Array]:
+    def joined(self, low: int, high: int) -> "tuple[pa.Array, pa.Array]":
         """Of the rows from `low` to below `high`, those that ask the same as a later row, and the next such row."""
         return self._joined.between(low, high)
 
@@ -198,7 +199,9 @@ class Ledger:
         self._known.freeze()
 
     def _read_index(self, folder: Folder, name: str) -> None:
-        table = read_segment(folder, name, _INDEX_COLUMNS)
+        from clients.batch.segments import INDEX_COLUMNS, read_segment, unreadable
+
+        table = read_segment(folder, name, INDEX_COLUMNS)
         if folder is self.home:
             self._written = max(self._written, int(name[:6]) + 1 if name[:6].isdigit() else 0)
         try:
@@ -225,8 +228,13 @@ class State:
         return tuple(self.root / f"ledger/{other}" for other in sorted(plans - {plan}))
 
 
-def _taken_over(table: pa.Table, entries: pa.Array, rows: pa.Array) -> tuple[pa.Table, pa.Array]:
+def _taken_over(table: "pa.Table", entries: "pa.Array", rows: "pa.Array") -> "tuple[pa.Table, pa.Array]":
     """Answers of an earlier segment for the rows that took them over."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from clients.results.schema import COLUMNS
+
     taken = pa.RecordBatch.from_arrays([entries, rows], names=["entry", "row"])
     taken = taken.take(pc.sort_indices(taken, sort_keys=[("entry", "ascending"), ("row", "ascending")]))
     entries = taken["entry"]

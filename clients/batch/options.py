@@ -47,6 +47,16 @@ class RunOptions:
         deadline = self.deadline if self.time_limit_s is None else now + self.time_limit_s
         return dataclasses.replace(self, time_limit_s=None, deadline=deadline)
 
+    def with_lengths(self, location: str) -> "RunOptions":
+        """The options with earlier results to look up lengths in, unless others were chosen."""
+        return dataclasses.replace(self, lengths_from=self.lengths_from or location)
+
+    def of_part(self, rows: int, all_rows: int) -> "RunOptions":
+        """The options of a shard: of what all shards together may spend, its share by its rows."""
+        if self.max_output_tokens is None:
+            return self
+        return dataclasses.replace(self, max_output_tokens=max(1, self.max_output_tokens * rows // all_rows))
+
     def policies(self) -> Policies:
         """The part that judges answers."""
         return Policies(
@@ -81,20 +91,23 @@ class RunOptions:
         if unknown := sorted(set(fields) - known):
             raise SettingsError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
         read: dict[str, Any] = {
-            name: outcomes(value) if name in ("retry", "resample") else value for name, value in fields.items()
+            name: outcomes(value, name) if name in ("retry", "resample") else value for name, value in fields.items()
         }
         return cls(**read)
 
 
-def outcomes(value: Any) -> frozenset[Outcome]:
+def outcomes(value: Any, where: str) -> frozenset[Outcome]:
     """Outcomes from a list, or from text that divides them by commas.
+
+    Args:
+        value: The list or the text.
+        where: The flag or option that it was given to, for the message.
 
     Raises:
         SettingsError: a word that is no outcome.
     """
     words = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(value)
-    try:
-        return frozenset(Outcome(word) for word in words if word)
-    except ValueError as error:
-        allowed = ", ".join(outcome.value for outcome in Outcome)
-        raise SettingsError(f"{error}; outcomes are {allowed}") from error
+    known = [outcome.value for outcome in Outcome]
+    if unknown := [word for word in words if word and word not in known]:
+        raise SettingsError(f"{where}: {unknown[0]!r} is no outcome; outcomes are {', '.join(known)}")
+    return frozenset(Outcome(word) for word in words if word)

@@ -2,11 +2,12 @@
 
 import array
 import bisect
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING
 
 from clients.results.scratch import Scratch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Pairs that are held in memory, and then sorted and written as one run.
 _RUN = 1 << 15
@@ -27,12 +28,14 @@ class Pairs:
         if len(self._keys) == _RUN:
             self._write()
 
-    def between(self, low: int, high: int) -> tuple[pa.Array, pa.Array]:
+    def between(self, low: int, high: int) -> "tuple[pa.Array, pa.Array]":
         """The pairs with `low <= key < high`, keys and values, in no particular order.
 
         Raises:
             StorageError: the temporary folder is full.
         """
+        import pyarrow as pa  # late, as below: collecting a few needs no Arrow
+
         self._write()
         keys, values = [_int64(b"")], [_int64(b"")]
         for run in self._runs:
@@ -45,6 +48,8 @@ class Pairs:
     def _write(self) -> None:
         if not self._keys:
             return
+        import pyarrow.compute as pc
+
         keys, values = _int64(self._keys), _int64(self._values)
         self._keys, self._values = array.array("q"), array.array("q")
         order = pc.sort_indices(keys)
@@ -73,6 +78,8 @@ class _Run:
         return self._file.read(self._start + 8 * start, 8 * (end - start))
 
 
-def _int64(numbers: "array.array[int] | bytes") -> pa.Array:
+def _int64(numbers: "array.array[int] | bytes") -> "pa.Array":
+    import pyarrow as pa
+
     data = pa.py_buffer(numbers)
     return pa.Array.from_buffers(pa.int64(), data.size // 8, [None, data])

@@ -24,7 +24,7 @@ _BLIND_RESERVE = 0.5
 #: Seconds between two looks at the replicas.
 _LOOK_S = 0.2
 
-#: Seconds between two looks at the endpoint's addresses while one is missing, and otherwise.
+#: Seconds between two looks at the endpoint's addresses while its name stands for none, and otherwise.
 _SOON_S, _RESOLVE_S = 0.5, 10.0
 
 #: Looks from one to the next of which an address is asked anew how many processes answer there.
@@ -107,7 +107,7 @@ class Pool:
             try:
                 await turn
             except asyncio.CancelledError:
-                self._wake()
+                self.wake()
                 raise
         return replica
 
@@ -115,18 +115,30 @@ class Pool:
         """A place at the replica that is least full, if there is one; at another than `apart_from` where possible."""
         if self.is_at_cap:
             return None
-        free = [replica for replica in self.replicas if replica.room > 0]
-        others = [replica for replica in free if replica is not apart_from] or free
-        if not others:
-            return None
-        chosen = min(others, key=lambda replica: replica.fullness)
-        self._place(chosen, 1)
+        chosen: Replica | None = None
+        for replica in self.replicas:
+            if replica is not apart_from and replica.room > 0:
+                chosen = replica if chosen is None or replica.fullness < chosen.fullness else chosen
+        if chosen is None and apart_from is not None and apart_from.room > 0:
+            chosen = apart_from
+        if chosen is not None:
+            self._place(chosen, 1)
         return chosen
 
-    def release(self, replica: Replica) -> None:
-        """Give a place back."""
+    def leave(self, replica: Replica) -> None:
+        """Give a place back, and tell those who wait for one later, with `wake`: it may be taken again at once."""
         self._place(replica, -1)
-        self._wake()
+
+    def wake(self) -> None:
+        """Let those who wait for a place try again, as many as there are places."""
+        if not self._turns:
+            return
+        free = sum(max(0, replica.room) for replica in self.replicas)
+        while self._turns and free > 0:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                free -= 1
 
     async def connect(self, replica: Replica) -> tuple[Replica, Connection]:
         """A new connection, and the replica it leads to: the wanted one if chance is willing, else one with room.
@@ -175,7 +187,7 @@ class Pool:
                 new=change.new,
                 reason=change.reason,
             )
-            self._wake()
+            self.wake()
 
     # ------------------------------------------------------------------ connections
 
@@ -183,27 +195,28 @@ class Pool:
         replica.in_flight += change
         self.in_flight += change
 
-    def _wake(self) -> None:
-        free = sum(max(0, replica.room) for replica in self.replicas)
-        while self._turns and free > 0:
-            turn = self._turns.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                free -= 1
-
     async def _connect(self, replica: Replica) -> tuple[Replica, Connection]:
         site = replica.site
         for _ in range(2 * len(self.replicas) + 2):
             connection = await site.connect()
             owner = await self.owner(replica, connection)
+            if not connection.is_open:
+                continue
             if owner is replica:
                 return replica, connection
             if owner.room > 0:
-                self._place(replica, -1)
-                self._place(owner, 1)
-                return owner, connection
+                return self._move(replica, owner), connection
             owner.give_back(connection)
-        return replica, await site.connect()
+        # New connections hardly lead there any more, and the others are full: one more does them no harm.
+        connection = await site.connect()
+        owner = await self.owner(replica, connection)
+        return (replica if owner is replica else self._move(replica, owner)), connection
+
+    def _move(self, replica: Replica, owner: Replica) -> Replica:
+        """Move a place; returns where it is then."""
+        self._place(replica, -1)
+        self._place(owner, 1)
+        return owner
 
     async def owner(self, replica: Replica, connection: Connection) -> Replica:
         """The replica that a connection to the same site as `replica` leads to; `replica` itself when nobody can tell.
@@ -279,9 +292,16 @@ class Pool:
         replica = Replica(site, identity, controller, now)
         self.replicas.append(replica)
         emit(logger, "replica.found", replica=str(site), process=identity)
-        probe = Probe(replica, owner=self.owner, put_down=self.put_down, come_up=self._come_up, report=self.report)
+        probe = Probe(
+            replica,
+            owner=self.owner,
+            peers=lambda: len(self._at(site)),
+            put_down=self.put_down,
+            come_up=self._come_up,
+            report=self.report,
+        )
         self._start(probe.run())
-        self._wake()
+        self.wake()
         return replica
 
     def _retire(self, replica: Replica) -> None:
@@ -295,7 +315,7 @@ class Pool:
     def _come_up(self, replica: Replica) -> None:
         replica.come_up(self._loop.time())
         emit(logger, "replica.up", replica=str(replica.site), process=replica.identity)
-        self._wake()
+        self.wake()
 
     # --------------------------------------------------------------------- watching
 

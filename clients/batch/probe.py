@@ -23,8 +23,9 @@ _RETURN_S = 0.5
 #: Fresh connections over which the load is sampled behind an address whose processes cannot be told apart.
 _SAMPLES = 4
 
-#: Seconds without an answer after which a replica that new connections no longer lead to counts as gone.
-_SILENT_S = 2.0
+#: New connections, for each process behind the address, of which one should lead to a certain process; so many rounds
+#: of them in a row, and it is gone or takes no more.
+_TRIES, _LEAST_TRIES, _ROUNDS = 4, 8, 2
 
 
 class Probe:
@@ -33,6 +34,7 @@ class Probe:
     Args:
         replica: The replica.
         owner: The replica that a new connection to the same site leads to, as in `Pool.owner`.
+        peers: How many processes are known to be behind the same address.
         put_down: Called with the reason when it cannot be reached.
         come_up: Called when it is back.
         report: Called with every change of its limit.
@@ -43,12 +45,14 @@ class Probe:
         replica: Replica,
         *,
         owner: Callable[[Replica, Connection], Awaitable[Replica]],
+        peers: Callable[[], int],
         put_down: Callable[[Replica, str], None],
         come_up: Callable[[Replica], None],
         report: Callable[[Replica, Change | None], None],
     ) -> None:
         self._replica, self._site = replica, replica.site
         self._owner, self._put_down, self._come_up, self._report = owner, put_down, come_up, report
+        self._peers, self._rounds = peers, 0
         self._connection: Connection | None = None
 
     async def run(self) -> None:
@@ -84,17 +88,20 @@ class Probe:
     async def _connect(self) -> Connection | None:
         """A connection to this very replica, which nothing but its telemetry uses."""
         replica = self._replica
-        for _ in range(8):
+        for _ in range(max(_LEAST_TRIES, _TRIES * self._peers())):
             try:
                 connection = await self._site.connect()
             except UnreachableError as error:
                 if not self._site.tells_apart:
                     self._put_down(replica, str(error))
                 return None
-            if await self._owner(replica, connection) is replica:
+            if await self._owner(replica, connection) is replica and connection.is_open:
+                self._rounds = 0
                 return connection
             connection.close()
-        if replica.in_flight == 0 or (replica.last_answer or 0) < asyncio.get_running_loop().time() - _SILENT_S:
+        self._rounds += 1
+        if self._rounds >= _ROUNDS or replica.many_broke(asyncio.get_running_loop().time()):
+            self._rounds = 0
             self._put_down(replica, "new connections no longer lead to it")
         return None
 
@@ -115,16 +122,17 @@ class Probe:
         """See whether the replica is back; returns the seconds until the next try."""
         replica = self._replica
         pause_s = _RETURN_S * (0.75 + 0.5 * random.random())  # noqa: S311  (jitter, not a secret)
-        try:
-            connection = await self._site.connect()
-        except UnreachableError:
-            return pause_s
-        reply = None
-        if await self._owner(replica, connection) is replica:
-            reply = await self._site.ask(connection, "/health")
-        if reply is None or reply.status >= 500:
+        for _ in range(2 * self._peers() if self._site.tells_apart else 1):  # chance decides where each one leads
+            try:
+                connection = await self._site.connect()
+            except UnreachableError:
+                return pause_s
+            reply = None
+            if await self._owner(replica, connection) is replica:
+                reply = await self._site.ask(connection, "/health")
+            if reply is not None and reply.status < 500:
+                replica.give_back(connection)
+                self._come_up(replica)
+                return 0.0
             connection.close()
-            return pause_s
-        replica.give_back(connection)
-        self._come_up(replica)
-        return 0.0
+        return pause_s

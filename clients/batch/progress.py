@@ -11,6 +11,7 @@ from clients.records import ChatResult, Outcome
 logger = logging.getLogger(__name__)
 
 _OUTCOMES: Sequence[Outcome] = tuple(Outcome)
+_END_OF = {outcome: 1 + place for place, outcome in enumerate(_OUTCOMES)}
 
 #: Seconds between two progress events: often at first, when a person looks, then sparingly, for the pod's log.
 _EARLY_INTERVAL_S, _INTERVAL_S, _EARLY_S = 1.0, 5.0, 120.0
@@ -44,9 +45,9 @@ class Progress:
 
     def finish(self, result: ChatResult) -> None:
         """Count a row that was answered, refused or given up now."""
-        self.outcomes[result.outcome] += 1 + self._followers.pop(result.row, 0)
+        self.outcomes[result.outcome] += 1 + (self._followers.pop(result.row, 0) if self._followers else 0)
         self.session_outcomes[result.outcome] += 1
-        self._end_of_row[result.row - self._first_row] = 1 + _OUTCOMES.index(result.outcome)
+        self._end_of_row[result.row - self._first_row] = _END_OF[result.outcome]
         self.output_tokens += result.completion_tokens or 0
 
     def join(self, leader: int) -> None:

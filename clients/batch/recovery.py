@@ -1,20 +1,14 @@
 """What a killed process left in its journal becomes a segment, before anything is read."""
 
-import pyarrow as pa
-
 from clients.batch.journal import journals, read_journal
 from clients.batch.lock import release_lock, take_lock
-from clients.batch.segments import encode, read_segment, table_of
 from clients.errors import LedgerInUseError
 from clients.records import ChatResult
-from clients.results.schema import COLUMNS
 from clients.storage import Folder, refusals
 
 #: A journal holds what was about to be committed, and was, if the process was killed before it removed the file: then
 #: it stands in one of so many newest segments.
 _NEWEST = 4
-
-_KEYS = pa.schema([COLUMNS.field(name) for name in ("row", "request_hash")])
 
 
 def recover(home: Folder) -> None:
@@ -29,10 +23,12 @@ def recover(home: Folder) -> None:
     found = [path for path in journals(place) if path.parent == place]
     if not found:
         return
+    from clients.batch.segments import INDEX_COLUMNS, encode, read_segment, table_of  # late, with Arrow
+
     names = [name for name in home.names() if name.endswith(".parquet")]
     committed: set[tuple[int, str]] = set()
     for name in names[-_NEWEST:]:
-        table = read_segment(home, name, _KEYS)
+        table = read_segment(home, name, INDEX_COLUMNS)
         committed.update(zip(table["row"].to_pylist(), table["request_hash"].to_pylist(), strict=True))
     with refusals("read", home.location):
         answers: dict[int, ChatResult] = {result.row: result for path in found for result in read_journal(path)}

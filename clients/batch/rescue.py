@@ -21,6 +21,9 @@ _SETTLED_S, _DENIED_S, _FORGOTTEN_S = 0.25, 1.0, 2.0
 #: Seconds without a byte after which an answer that has begun counts as stuck.
 _STALLED_S = 3.0
 
+#: An answer that takes so many times as long as the longest so far does not come any more.
+_HOPELESS = 4
+
 #: Most requests for one row at the same time, and most rows with several while there are others to send: a share of
 #: what is under way, and so many in any case. A server that suddenly gets slow must not get twice the work.
 _MOST_FLIGHTS, _DOUBLED_SHARE, _DOUBLED_ANYWAY = 3, 0.1, 8
@@ -72,9 +75,9 @@ class Rescue:
         for flight, limit_s in self._stuck(now, lost, tail=tail):
             work, replica = flight.work, flight.replica
             if len(work.flights) >= _MOST_FLIGHTS:
-                self._cut_off(work.flights[0])
+                self._cut_off_if_hopeless(work.flights[0], now)
                 continue
-            if lost[replica] > 0:
+            if lost.get(replica, 0) > 0:
                 lost[replica] -= 1
             elif not tail and allowed <= 0:
                 continue
@@ -91,17 +94,21 @@ class Rescue:
     def _stuck(self, now: float, lost: Counter[Replica], *, tail: bool) -> list[tuple[Flight, float]]:
         """The newest request of each row that is stuck, the oldest first, and the seconds after which it counts so."""
         faulty, latencies = self._flights.any_broken, self._flights.latencies
-        limits = {
-            replica: patience_s(
-                latencies, faulty=faulty, tail=tail, lost_share=lost[replica] / max(1, replica.in_flight)
-            )
+        shares = {
+            replica: lost[replica] / max(1, replica.in_flight) if replica in lost else None
             for replica in {flight.replica for flight in self._flights.open}
+        }
+        limits: dict[tuple[Replica, int], float | None] = {
+            (replica, doubled): patience_s(latencies, faulty=faulty, tail=tail, lost_share=share, doubled=doubled)
+            for replica, share in shares.items()
+            for doubled in range(_MOST_FLIGHTS)
         }
         found: list[tuple[Flight, float]] = []
         for flight in self._flights.open:
-            limit_s, connection = limits[flight.replica], flight.connection
             if flight.work.flights[-1] is not flight or flight.is_unwanted:
                 continue
+            doubled = min(_MOST_FLIGHTS, len(flight.work.flights)) - 1
+            limit_s, connection = limits[flight.replica, doubled], flight.connection
             begun = connection is not None and flight.sounding is None and connection.last_data
             if begun and now - begun > _STALLED_S:
                 found.append((flight, _STALLED_S))
@@ -109,12 +116,13 @@ class Rescue:
                 found.append((flight, limit_s))
         return sorted(found, key=lambda entry: entry[0].started)
 
-    def _cut_off(self, flight: Flight) -> None:
-        if flight.connection is not None:
-            flight.connection.close(TransientError("timeout", "other requests took far less time"))
+    def _cut_off_if_hopeless(self, flight: Flight, now: float) -> None:
+        longest_s = self._flights.latencies.quantile(1.0)
+        if flight.connection is not None and now - flight.started > _HOPELESS * longest_s:
+            flight.connection.close(TransientError("timeout", f"no answer in {_HOPELESS} times the longest so far"))
 
     def _lost(self, now: float) -> Counter[Replica]:
-        """Requests by replica that it does not know of, by its own telemetry, although we wait for their answers."""
+        """Requests that a replica does not know of, by its own telemetry; replicas that tell nothing are left out."""
         young = Counter(
             flight.replica
             for flight in self._flights.open
@@ -130,6 +138,6 @@ class Rescue:
                 denials.append((replica.load_at, denied))
             while denials[0][0] < now - _FORGOTTEN_S and len(denials) > 1:
                 del denials[0]
-            if denials[-1][0] - denials[0][0] >= _DENIED_S:
+            if denials[-1][0] - denials[0][0] >= _DENIED_S and denials[-1][0] > now - _FORGOTTEN_S:
                 lost[replica] = max(0, min(denied for _, denied in denials))
         return lost

@@ -14,6 +14,9 @@ from clients.storage import Folder
 #: Columns with few different values; for the others a dictionary is made in vain.
 _REPEATED = ["outcome", "finish_reason", "model", "endpoint", "error_code"]
 
+#: What is known of a segment whose answers are not read.
+INDEX_COLUMNS = pa.schema([COLUMNS.field(name) for name in ("row", "request_hash", "outcome")])
+
 _values_of = operator.attrgetter(*COLUMNS.names)
 
 

@@ -15,18 +15,17 @@ from clients.batch.duplicates import Duplicates
 from clients.batch.engine import Engine, EngineSettings
 from clients.batch.expectations import Expectations
 from clients.batch.ledger import Ledger, State
-from clients.batch.lengths import KnownLengths
 from clients.batch.longest_first import longest_first
 from clients.batch.options import RunOptions
 from clients.batch.pool import Pool
 from clients.batch.progress import Progress
+from clients.batch.sent import SentRows
 from clients.errors import LLMInferenceError, PromptsError
 from clients.prompts.columns import CarriedColumns
 from clients.prompts.lines import read_lines
 from clients.prompts.plan import Shard
 from clients.prompts.rows import Row, parse_row
 from clients.records import ChatRequest, InvalidRow
-from clients.results.assemble import write_results
 from clients.storage import Folder
 
 #: While its block lasts, it calls the function it is given when the run has to stop; at the end it says so.
@@ -41,11 +40,13 @@ class ShardRun:
         progress: Its counts.
         stop_reason: Why it ended before its last row, or None.
         seconds: See `Verdict.seconds`.
+        sent: What was asked for each row.
     """
 
     progress: Progress
     stop_reason: str | None
     seconds: dict[str, float]
+    sent: SentRows
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the results wants to know about how they came about."""
@@ -93,8 +94,9 @@ def run_shard(
     options = RunOptions.from_json(shard.options)
     settings = EngineSettings(policies=options.policies(), budgets=options.budgets(), keep_raw=options.raw_response)
     endpoints = [ChatEndpoint(url, api_key=api_key, timeouts=timeouts) for url in shard.base_url.split()]
-    lengths = Expectations(KnownLengths(options.lengths_from).tokens if options.lengths_from else None)
+    lengths = Expectations(_known_lengths(options.lengths_from))
     engines: list[Engine] = []
+    sent = SentRows()
 
     async def run() -> None:
         pool = Pool(endpoints, cap=_cap(shard.concurrency), wait_s=shard.server_wait_s)
@@ -102,7 +104,7 @@ def run_shard(
             pool=pool, committer=Committer(ledger), progress=progress, settings=settings, learn=lengths.learn
         )
         engines.append(engine)
-        requests = _to_send(shard, ledger, progress, join=options.join_duplicates)
+        requests = _to_send(shard, ledger, progress, sent, join=options.join_duplicates)
         await engine.run(longest_first(requests, lengths))
 
     try:
@@ -110,7 +112,16 @@ def run_shard(
     finally:
         progress.report(in_flight=0, waiting=0, force=True)
     (engine,) = engines
-    return ShardRun(progress, engine.stop_reason, engine.seconds)
+    return ShardRun(progress, engine.stop_reason, engine.seconds, sent)
+
+
+def _known_lengths(location: str) -> Callable[[str], int | None] | None:
+    """What an earlier run tells of lengths; None without one."""
+    if not location:
+        return None
+    from clients.batch.lengths import KnownLengths  # late, with Arrow: the first request is sent sooner without
+
+    return KnownLengths(location).tokens
 
 
 def _cap(concurrency: int) -> int:
@@ -132,9 +143,11 @@ def write_part(shard: Shard, ledger: Ledger, path: Path, *, run: ShardRun) -> in
     Raises:
         PromptsError: the input was changed while the shard ran and has fewer or more rows now.
     """
+    from clients.results.assemble import write_results  # late, with Arrow
+
     return write_results(
         path,
-        _all_rows(shard),
+        _all_rows(shard, run.sent),
         ledger.rows_by_segment(),
         CarriedColumns(shard.carried),
         joined=ledger.joined,
@@ -144,10 +157,10 @@ def write_part(shard: Shard, ledger: Ledger, path: Path, *, run: ShardRun) -> in
     )
 
 
-def _all_rows(shard: Shard) -> Iterator[Row]:
+def _all_rows(shard: Shard, sent: SentRows) -> Iterator[Row]:
     found = 0
-    for line in read_lines(shard.prompts, shard.part):
-        yield parse_row(line, shard.defaults)
+    for row in sent.rows(read_lines(shard.prompts, shard.part), shard.defaults):
+        yield row
         found += 1
     if found != shard.rows:
         raise PromptsError(
@@ -156,12 +169,17 @@ def _all_rows(shard: Shard) -> Iterator[Row]:
         )
 
 
-def _to_send(shard: Shard, ledger: Ledger, progress: Progress, *, join: bool) -> Iterator[ChatRequest | None]:
+def _to_send(
+    shard: Shard, ledger: Ledger, progress: Progress, sent: SentRows, *, join: bool
+) -> Iterator[ChatRequest | None]:
     """The shard's rows that need an answer, read as they are asked for; None between many that need none."""
+    join = join and shard.may_repeat  # 4 us a row
     duplicates = Duplicates(first_row=shard.part.first_row, rows=shard.rows) if join else None
     idle = 0
     for line in read_lines(shard.prompts, shard.part):
-        request = parse_row(line, shard.defaults).request
+        row = parse_row(line, shard.defaults)
+        sent.note(line, row)
+        request = row.request
         if isinstance(request, InvalidRow):
             progress.malformed()
         elif (outcome := ledger.claim(request)) is not None:

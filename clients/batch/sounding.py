@@ -1,9 +1,9 @@
 """A row that is asked for as a stream, to see by its first byte whether it had to wait at the server."""
 
 import asyncio
-from collections.abc import Mapping
 
 from clients.batch import stream
+from clients.batch.connection import Headers
 from clients.batch.pool import Pool
 from clients.batch.replica import Replica
 from clients.errors import ChatError, RejectedError
@@ -24,13 +24,13 @@ class Sounding:
         self._is_stream = True
         replica.controller.sounding_sent()
 
-    def begun(self, status: int, headers: Mapping[str, str]) -> None:
+    def begun(self, status: int, headers: Headers) -> None:
         """Take note that the reply's body begins."""
         if status != 200:
             return
         now = asyncio.get_running_loop().time()
         self._first_s = now - self._sent_at
-        self._is_stream = headers.get("content-type", "").startswith(stream.CONTENT_TYPE)
+        self._is_stream = headers.get(b"content-type", b"").startswith(stream.CONTENT_TYPE)
         if self._is_stream:
             self._pool.report(self._replica, self._replica.controller.first_byte(self._sent_at, now))
 

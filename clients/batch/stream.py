@@ -15,7 +15,7 @@ _NOT_SIMPLE = (
 #: Text in a message that arrives piece by piece.
 _TEXTS = ("content", "reasoning", "reasoning_content", "refusal")
 
-CONTENT_TYPE = "text/event-stream"
+CONTENT_TYPE = b"text/event-stream"
 
 
 def streamed(payload: bytes) -> bytes | None:

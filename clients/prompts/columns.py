@@ -1,23 +1,24 @@
 """The types of the input's own columns, so that every shard writes the same Parquet schema."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import pyarrow as pa
 
 from clients.errors import PromptsError
-from clients.results.schema import COLUMNS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: JSON kind to Arrow type. "big" is an int that a float cannot hold exactly. "json" holds what Parquet has no plain
 #: type for, lists, objects and mixed columns, as text. Whole numbers beyond 64 bits are read as floats, by orjson.
 _ARROW = {
-    "bool": pa.bool_(),
-    "int": pa.int64(),
-    "big": pa.int64(),
-    "float": pa.float64(),
-    "text": pa.string(),
-    "json": pa.string(),
+    "bool": "bool",
+    "int": "int64",
+    "big": "int64",
+    "float": "float64",
+    "text": "string",
+    "json": "string",
 }
 
 #: A file whose rows have more different column names than this has data where names should be.
@@ -55,8 +56,10 @@ class CarriedColumns:
                 "Put what varies from row to row under one column."
             )
 
-    def fields(self) -> list[pa.Field]:
+    def fields(self) -> "list[pa.Field]":
         """Arrow fields in order of first appearance; a name that a result column has becomes `input_<name>`."""
+        import pyarrow as pa  # late, as below: checking an input needs no Arrow
+
         return [
             pa.field(
                 result_name(name, self.kinds),
@@ -66,7 +69,7 @@ class CarriedColumns:
             for name, kind in self.kinds.items()
         ]
 
-    def arrays(self, rows: Iterable[Mapping[str, Any]]) -> list[pa.Array]:
+    def arrays(self, rows: Iterable[Mapping[str, Any]]) -> "list[pa.Array]":
         """The columns of some rows, in the order of `fields`; a row without a column has null there.
 
         Raises:
@@ -78,6 +81,8 @@ class CarriedColumns:
 
 def result_name(name: str, others: Mapping[str, Any]) -> str:
     """The name of an input column in the results: its own, unless a result column has that name."""
+    from clients.results.schema import COLUMNS
+
     if name not in COLUMNS.names:
         return name
     renamed = f"input_{name}"
@@ -97,7 +102,9 @@ def _kind(value: Any) -> str:
     return _KIND_OF_TYPE[type(value)]
 
 
-def _array(name: str, kind: str, values: list[Any]) -> pa.Array:
+def _array(name: str, kind: str, values: list[Any]) -> "pa.Array":
+    import pyarrow as pa
+
     if kind == "json":
         values = [None if value is None else orjson.dumps(value).decode() for value in values]
     try:

@@ -3,8 +3,6 @@
 import io
 from typing import Any, cast
 
-import pyarrow as pa
-
 from clients.errors import PromptsError
 
 #: How a packed file begins, the name of its format, and the command that unpacks it.
@@ -18,6 +16,8 @@ def unpacked(location: str, stream: io.BufferedReader, packing: str) -> io.Buffe
 
     Reading from it raises PromptsError where the file is damaged.
     """
+    import pyarrow as pa  # late: most inputs are not packed
+
     raw = _Unpacked(location, pa.CompressedInputStream(stream, packing), packing)
     return io.BufferedReader(cast(io.RawIOBase, raw), buffer_size=_BLOCK)
 

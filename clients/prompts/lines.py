@@ -11,7 +11,6 @@ from typing import BinaryIO, cast
 
 from clients.errors import PromptsError
 from clients.prompts.compressed import PACKINGS, forward, unpacked
-from clients.prompts.csv_rows import csv_rows
 from clients.prompts.source import MAX_LINE_BYTES, BadLine, Line, Range
 from clients.storage import is_uri, open_input, reason
 
@@ -63,6 +62,8 @@ def _rows(location: str, stream: io.BufferedReader, part: Range) -> Iterator[Lin
     delimiter = _delimiter(location)
     _refuse_other_formats(location, head, show, csv=bool(delimiter))
     if delimiter:
+        from clients.prompts.csv_rows import csv_rows
+
         return csv_rows(location, stream, part, delimiter=delimiter)
     forward(stream, part.start)
     return _lines(stream, part)

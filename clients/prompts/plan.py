@@ -25,6 +25,7 @@ class Shard:
         base_url: Of the endpoint; several are divided by blanks.
         concurrency: Most requests in flight; 0 leaves it to the engine.
         server_wait_s: Seconds to wait for an endpoint that cannot be reached.
+        may_repeat: Whether a row may ask the same as an earlier one.
         options: What `clients.batch.options.RunOptions` reads.
     """
 
@@ -40,11 +41,12 @@ class Shard:
     plan: str
     concurrency: int
     server_wait_s: float = 600.0
+    may_repeat: bool = True
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return orjson.dumps(dataclasses.asdict(self)).decode()
+        return orjson.dumps(self).decode()
 
     def settings(self) -> dict[str, Any]:
         """What a reader of the results wants to know about how they were made; no secret is among it."""

@@ -6,9 +6,6 @@ import contextlib
 import tempfile
 from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from clients.storage import refusals
 
 #: Keys held in memory; then they are sorted and written as one block.
@@ -52,15 +49,13 @@ class Repeats:
     def count(self) -> int:
         """How many of the keys so far are equal to an earlier one."""
         if not self._blocks:
-            return len(self._keys) - _distinct(self._keys.tobytes())
+            return _repeated(self._keys)
         self._spill()
         with refusals("read", tempfile.gettempdir()):
             return sum(self._count_portion(portion) for portion in range(_PORTIONS))
 
     def _spill(self) -> None:
-        keys = _array(self._keys.tobytes())
-        data = keys.take(pc.array_sort_indices(keys)).buffers()[1]
-        self._keys = array.array("Q", memoryview(data)[: len(keys) * _BYTES].tobytes())
+        self._keys = array.array("Q", sorted(self._keys))
         first = self._blocks[-1][-1] if self._blocks else 0
         starts = (bisect.bisect_left(self._keys, portion << _SHIFT) for portion in range(_PORTIONS))
         self._blocks.append(array.array("Q", [first + start for start in (*starts, len(self._keys))]))
@@ -77,13 +72,8 @@ class Repeats:
         for block in self._blocks:
             self._file.seek(block[portion] * _BYTES)
             pieces.append(self._file.read((block[portion + 1] - block[portion]) * _BYTES))
-        data = b"".join(pieces)
-        return len(data) // _BYTES - _distinct(data)
+        return _repeated(array.array("Q", b"".join(pieces)))
 
 
-def _distinct(data: bytes) -> int:
-    return len(pc.unique(_array(data)))
-
-
-def _array(data: bytes) -> pa.Array:
-    return pa.Array.from_buffers(pa.uint64(), len(data) // _BYTES, [None, pa.py_buffer(data)])
+def _repeated(keys: "array.array[int]") -> int:
+    return len(keys) - len(set(keys))

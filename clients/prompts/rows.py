@@ -45,7 +45,7 @@ class JobDefaults:
             template(self.template)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Row:
     """A parsed row.
 
@@ -70,7 +70,7 @@ class _BadRowError(Exception):
 
 def parse_row(line: Line, defaults: JobDefaults) -> Row:
     """Turn one line into a request, or into an InvalidRow whose message names the line and the mend. Never raises."""
-    fallback_id = f"row-{line.row}"
+    fallback_id = _fallback_id(line)
     fields: dict[str, Any] = {}
     try:
         fields = _decode(line)
@@ -85,9 +85,26 @@ def parse_row(line: Line, defaults: JobDefaults) -> Row:
     return Row(request, _carried(fields, row_id, defaults), row_id is not None)
 
 
+def row_of(line: Line, hashed: str, defaults: JobDefaults) -> Row:
+    """What `parse_row` finds in a line that can be sent and whose request has the hash given, without the payload."""
+    fields = orjson.loads(line.data or b"")
+    row_id = _row_id(fields)
+    request = ChatRequest(line.row, row_id or _fallback_id(line), hashed, b"")
+    return Row(request, _carried(fields, row_id, defaults), row_id is not None)
+
+
+def bare_row(line: Line, hashed: str) -> Row:
+    """The same for a line that is known to have neither an id nor columns of its own."""
+    return Row(ChatRequest(line.row, _fallback_id(line), hashed, b""), {})
+
+
 def request_hash(body: Mapping[str, Any]) -> str:
     """32 hex digits that are equal exactly when two request bodies mean the same JSON value (key order aside)."""
     return hashlib.blake2b(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+
+
+def _fallback_id(line: Line) -> str:
+    return f"row-{line.row}"
 
 
 def whole_numbers(value: Any) -> Any:
@@ -271,6 +288,8 @@ def _carried(fields: Mapping[str, Any], row_id: str | None, defaults: JobDefault
         own = {key: value for key, value in fields.items() if key not in PLAIN_FIELDS or key in data}
     else:
         taken = BATCH_FIELDS if _is_batch_line(fields) else PLAIN_FIELDS
+        if fields.keys() <= taken:
+            return {}
         own = {key: value for key, value in fields.items() if key not in taken}
     if row_id is not None and "custom_id" not in fields:
         del own["id"]  # it stands in the results already

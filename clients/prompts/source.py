@@ -1,4 +1,7 @@
-"""A row as it stands in its file, and a part of a file: what every format has in common."""
+"""A row as it stands in its file, and a part of a file: what every format has in common.
+
+Rows are not frozen, though nobody changes one: see `clients.records`.
+"""
 
 import dataclasses
 from typing import ClassVar
@@ -7,7 +10,7 @@ from typing import ClassVar
 MAX_LINE_BYTES = 32 << 20
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Line:
     """One row of the input.
 
@@ -34,7 +37,7 @@ class Record(Line):
     unit = "record"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class BadLine(Line):
     """A row that its format already finds broken; `data` is None.
 

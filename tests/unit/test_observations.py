@@ -76,11 +76,13 @@ class TestLatency:
         assert latencies.count == len(values)
 
 
-def patience(*values: float, faulty: bool = False, tail: bool = False, lost_share: float = 0.0) -> float | None:
+def patience(
+    *values: float, faulty: bool = False, tail: bool = False, lost_share: float | None = None, doubled: int = 0
+) -> float | None:
     latencies = Latencies()
     for value in values:
         latencies.add(value)
-    return patience_s(latencies, faulty=faulty, tail=tail, lost_share=lost_share)
+    return patience_s(latencies, faulty=faulty, tail=tail, lost_share=lost_share, doubled=doubled)
 
 
 class TestPatience:
@@ -91,7 +93,8 @@ class TestPatience:
         assert patience(lost_share=1.0) == 5.0
 
     def test_it_shrinks_with_every_sign_that_requests_get_lost(self) -> None:
-        values = [random.Random(0).uniform(1, 10) for _ in range(200)]
+        dice = random.Random(0)
+        values = [dice.uniform(1, 10) for _ in range(200)]
         steps = [
             patience(*values),
             patience(*values, faulty=True),
@@ -101,6 +104,19 @@ class TestPatience:
         assert steps == sorted(steps, key=lambda step: -(step or 0))
         assert steps[0] is not None
         assert steps[0] >= 2 * max(values)
+
+    def test_each_further_request_for_a_row_waits_twice_as_long(self) -> None:
+        values = [1.0, *[0.5] * 100]
+        waits = [patience(*values, faulty=True, tail=True, doubled=doubled) or 0 for doubled in range(3)]
+        assert waits == [waits[0], 2 * waits[0], 4 * waits[0]]
+
+    def test_a_server_that_knows_of_all_requests_is_given_more_time(self) -> None:
+        dice = random.Random(0)
+        values = [dice.uniform(1, 10) for _ in range(200)]
+        silent, knows = (patience(*values, faulty=True, tail=True, lost_share=share) for share in (None, 0.0))
+        assert silent is not None
+        assert knows is not None
+        assert knows > silent
 
     def test_it_is_never_shorter_than_a_network_hiccup(self) -> None:
         assert patience(*[0.001] * 100, faulty=True, tail=True, lost_share=1.0) == 2.0

@@ -159,6 +159,13 @@ class TestOptions:
             RunOptions.from_json({"retrys": "failed"})
 
     def test_outcomes_are_words_divided_by_commas(self) -> None:
-        assert outcomes("truncated, rejected,") == {Outcome.TRUNCATED, Outcome.REJECTED}
-        with pytest.raises(SettingsError, match="'broken' is not a valid Outcome; outcomes are ok, truncated"):
-            outcomes("broken")
+        assert outcomes("truncated, rejected,", "--retry") == {Outcome.TRUNCATED, Outcome.REJECTED}
+        with pytest.raises(SettingsError, match="--retry: 'broken' is no outcome; outcomes are ok, truncated"):
+            outcomes("broken", "--retry")
+
+    @given(st.lists(st.integers(1, 1000), min_size=1, max_size=20), st.integers(1, 100_000))
+    def test_shards_share_what_all_may_spend(self, parts: list[int], most: int) -> None:
+        options = RunOptions(max_output_tokens=most)
+        shares = [options.of_part(rows, sum(parts)).max_output_tokens or 0 for rows in parts]
+        assert min(shares) >= 1
+        assert most - len(parts) <= sum(shares) <= most + len(parts)

@@ -186,6 +186,25 @@ def test_an_object_store_is_used_by_its_address(tmp_path: Path) -> None:
     assert "cannot read mock:///bucket/run/nowhere: " in complaint(folder.open, "nowhere")
     assert "cannot write mock:///bucket/run/none: No such file" in complaint(folder.put, "none", tmp_path / "none")
     assert folder.names() == ["ledger/00/x", "results"]
+    inner.remove("00/x")
+    assert folder.names() == ["results"]
+
+
+def test_a_file_that_is_gone_already_may_be_removed(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("in/x", b"data")
+    for _ in range(2):
+        folder.remove("in/x")
+    assert folder.names() == []
+    (tmp_path / "y").mkdir()
+    assert f"cannot write {tmp_path}/y: " in complaint(folder.remove, "y")
+
+
+def test_a_folder_behind_a_link_is_read(tmp_path: Path) -> None:
+    Folder(str(tmp_path / "there")).write("in/x", b"data")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/link").symlink_to(tmp_path / "there")
+    assert Folder(str(tmp_path / "here")).names() == ["link/in/x"]
 
 
 @contextlib.contextmanager
