@@ -192,6 +192,10 @@ class OpenAIServer:
                 started.set()
             await done.wait()
             await self.stop()
+            await asyncio.sleep(0.01)  # a connection that was accepted just then is nobody's yet
+            for transport in list(getattr(loop, "_transports", {}).values()):
+                transport.abort()
+            await asyncio.sleep(0.01)
 
         def work() -> None:
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
