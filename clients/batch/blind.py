@@ -26,6 +26,9 @@ _UNNOTICED_S = 0.2
 #: Seconds between two soundings once the server is full.
 _SOUND_EVERY_S = 1.0
 
+#: Soundings in a row that must have waited too long: a burst at the start is worked off by itself.
+_LONG_WAITS = 2
+
 #: Soundings in a row that a server refuses (HTTP 4xx) before no further one is sent.
 _REFUSED_SOUNDINGS = 3
 
@@ -58,7 +61,7 @@ class BlindPolicy:
         self._before: tuple[int, float] | None = None  # the limit judged last, and its throughput
         self._pause, self._paused = _PAUSE, 0
         self._can_sound, self._sounding, self._sound_at = True, False, -math.inf
-        self._heard, self._refused_soundings = False, 0
+        self._heard, self._refused_soundings, self._long_waits = False, 0, 0
 
     def forget(self) -> None:
         """The limit has changed: what came until now tells nothing of the new one."""
@@ -108,7 +111,7 @@ class BlindPolicy:
             return None
         if first_s - self._quickest_first_s > max(_UNNOTICED_S, _WAIT_SHARE * self._mean_s):
             return None  # it waited; whether for long is seen at its end
-        self._sounding, self._proven = False, max(self._proven, limit)
+        self._sounding, self._proven, self._long_waits = False, max(self._proven, limit), 0
         if not self.is_full:
             return 2 * limit, f"a request was begun after {first_s:.2f} s"
         self._sound_at = now + _SOUND_EVERY_S
@@ -132,7 +135,8 @@ class BlindPolicy:
             return None
         self.is_full = True
         share = min(0.9, (first_s - self._quickest_first_s) / max(latency_s, self._mean_s, 1e-9))
-        return self._shrink(share, limit) if share > _TOO_LONG else None
+        self._long_waits = self._long_waits + 1 if share > _TOO_LONG else 0
+        return self._shrink(share, limit) if self._long_waits >= _LONG_WAITS else None
 
     # ---------------------------------------------------------------------- answers
 

@@ -10,9 +10,10 @@ from typing import Any, Self
 from clients.batch.chat import ChatEndpoint
 from clients.batch.connection import Connection
 from clients.batch.controller import RESERVE, Change, ConcurrencyController
+from clients.batch.discovery import Discovery
 from clients.batch.probe import Probe
 from clients.batch.replica import Replica
-from clients.batch.site import Site, addresses
+from clients.batch.site import Site
 from clients.errors import EndpointError, UnreachableError
 from clients.events import emit
 
@@ -23,15 +24,6 @@ _BLIND_RESERVE = 0.5
 
 #: Seconds between two looks at the replicas.
 _LOOK_S = 0.2
-
-#: Seconds between two looks at the endpoint's addresses while its name stands for none, and otherwise.
-_SOON_S, _RESOLVE_S = 0.5, 10.0
-
-#: Looks from one to the next of which an address is asked anew how many processes answer there.
-_SCOUT_EVERY = 3
-
-#: Looks in a row at which an address must be missing before it is given up; some names give out a few of many.
-_MISSING = 3
 
 #: Seconds after which a process is forgotten that is down while others answer at its address: it was replaced.
 _REPLACED_S = 30.0
@@ -52,7 +44,6 @@ class Pool:
 
     def __init__(self, endpoints: Sequence[ChatEndpoint], *, cap: int | None = None, wait_s: float = 600.0) -> None:
         self._endpoints, self._cap, self._wait_s = endpoints, cap, wait_s
-        self._sites: list[Site] = []
         self._turns: collections.deque[asyncio.Future[None]] = collections.deque()
         self._tasks = asyncio.TaskGroup()
         self._running: list[asyncio.Task[None]] = []
@@ -68,7 +59,8 @@ class Pool:
         await self._tasks.__aenter__()
         self._down_since = self._loop.time()
         for endpoint in self._endpoints:
-            self._start(self._follow_addresses(endpoint))
+            follower = Discovery(endpoint, found=self._add_replica, gone=self._forget, failed=self._fail)
+            self._start(follower.run())
         self._start(self._look_after())
         return self
 
@@ -235,52 +227,14 @@ class Pool:
     def _at(self, site: Site) -> list[Replica]:
         return [replica for replica in self.replicas if replica.site is site]
 
-    # -------------------------------------------------------------------- addresses
+    # --------------------------------------------------------------------- replicas
 
-    async def _follow_addresses(self, endpoint: ChatEndpoint) -> None:
-        """Keep the sites of one endpoint equal to the addresses that its name stands for."""
-        looks = 0
-        while True:
-            pause_s = _RESOLVE_S
-            try:
-                hosts = await addresses(endpoint)
-            except OSError as error:
-                self._last_reason = f"cannot connect: {error.strerror or error}"
-                hosts, pause_s = [], _SOON_S
-            known = [site for site in self._sites if site.endpoint is endpoint]
-            for host in hosts:
-                if all(site.host != host for site in known):
-                    await self._add_site(Site(endpoint, host))
-            for site in known:
-                site.missing = 0 if site.host in hosts or not hosts else site.missing + 1
-                if site.missing >= _MISSING:
-                    self._sites.remove(site)
-                    for replica in self._at(site):
-                        self._retire(replica)
-                elif looks % _SCOUT_EVERY == 0:
-                    await self._scout_again(site)
-            looks += 1
-            await asyncio.sleep(pause_s)
+    def _forget(self, site: Site) -> None:
+        for replica in self._at(site):
+            self._retire(replica)
 
-    async def _add_site(self, site: Site) -> None:
-        identities = await site.scout()
-        site.tells_apart, site.is_blind = len(identities) > 1, not any(identities)
-        site.has_telemetry = bool(identities)
-        self._sites.append(site)
-        for identity in sorted(identities) if site.tells_apart else [""]:
-            self._add_replica(site, identity)
-
-    async def _scout_again(self, site: Site) -> None:
-        """Notice that a Service has got a second replica since."""
-        if site.tells_apart or site.is_blind:
-            return
-        identities = await site.scout()
-        if len(identities) > 1:
-            site.tells_apart = True
-            for replica in self._at(site):
-                self._retire(replica)
-            for identity in sorted(identities):
-                self._add_replica(site, identity)
+    def _fail(self, reason: str) -> None:
+        self._last_reason = reason
 
     def _add_replica(self, site: Site, identity: str) -> Replica:
         now = self._loop.time()

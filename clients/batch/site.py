@@ -12,7 +12,7 @@ from clients.batch.telemetry import Load, read_load
 from clients.errors import ChatError, EndpointError, TransientError
 
 #: Connections by which an address is asked whether more than one process answers there, and seconds for all of them.
-_SCOUTS, _SCOUTING_S = 6, 2.0
+_SCOUTS, _SCOUTING_S = 10, 2.0
 
 #: Seconds for one answer beside the API.
 _ASKING_S = 5.0
@@ -60,17 +60,21 @@ class Site:
             return None
 
     async def scout(self) -> set[str]:
-        """The identities of the processes that answer here, as far as a few connections show; "" for one without."""
+        """The identities of the processes that answer here, as far as a few connections show; "" for one without.
+
+        Raises:
+            UnreachableError: nobody answers here.
+        """
         found: set[str] = set()
-        connections: list[Connection] = []
+        connections = [await self.connect()]
         with contextlib.suppress(ChatError, EndpointError, TimeoutError):
             async with asyncio.timeout(_SCOUTING_S):
                 for _ in range(_SCOUTS):
-                    connections.append(await self.connect())
                     load = await self.load(connections[-1])
                     if load is None:
                         break
                     found.add(load.identity)
+                    connections.append(await self.connect())
         for connection in connections:
             connection.close()
         return found

@@ -52,7 +52,7 @@ def plan_shards(
         checked = Checked.from_json(Path(checked_path).read_bytes())
         found = json.loads(endpoint)
         parts = checked.cut(shards)
-        plan = hashlib.sha256(f"{checked.fingerprint}:{[part.start for part, _ in parts]}".encode()).hexdigest()[:12]
+        plan = _name([part.start for part, _ in parts], checked.fingerprint)
         defaults = JobDefaults(
             model=found["model"],
             system_prompt=system_prompt,
@@ -80,3 +80,8 @@ def plan_shards(
         ]
         emit(logger, "shards.planned", plan=plan, rows=checked.rows, rows_of_shard=[rows for _, rows in parts])
     return specs
+
+
+def _name(starts: list[int], fingerprint: str) -> str:
+    """The plan's name: the same for the same content cut at the same places."""
+    return hashlib.sha256(f"{fingerprint}:{starts}".encode()).hexdigest()[:12]

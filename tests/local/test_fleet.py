@@ -141,14 +141,14 @@ def test_a_name_of_several_addresses_is_followed_as_they_come_and_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name's addresses are the test's to choose: it stands in for the DNS of a headless Service."""
-    from clients.batch import pool, shard
+    from clients.batch import discovery, shard
     from clients.batch.chat import Timeouts
     from clients.prompts.check import check_prompts
     from clients.prompts.plan import Shard
     from clients.prompts.rows import JobDefaults
     from clients.steps.interrupts import stopping
 
-    monkeypatch.setattr(pool, "_RESOLVE_S", 0.3)
+    monkeypatch.setattr(discovery, "_RESOLVE_S", 0.3)
     monkeypatch.setattr(shard, "_loop_factory", lambda: None)  # asyncio's own, which asks Python's resolver
     answers, real = ["127.0.0.1", "127.0.0.2"], socket.getaddrinfo
     asked: list[float] = []
