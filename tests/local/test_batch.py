@@ -366,7 +366,6 @@ def test_a_server_that_goes_away_and_comes_back_costs_no_row_more_than_the_attem
     assert seen < count
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the server, which is cut short
 def test_a_server_that_stays_away_ends_the_run_with_its_finished_rows_kept(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", [{"prompt": f"row {at}"} for at in range(30)])
     arguments = ("--prompts", "p.jsonl", "--output", "out", "--concurrency", "4", "--server-wait", "1")
