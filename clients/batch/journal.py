@@ -29,17 +29,18 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._stem = folder / f"{PREFIX}{secrets.token_hex(4)}"
-        self._files: list[Path] = []
-        self._dropped = 0
+        self._files: dict[int, Path] = {}  # by number, those that are there
+        self._count = 0
         self._descriptor: int | None = None
 
     def write(self, results: Iterable[ChatResult]) -> None:
         """Append answers. A disk that refuses is no trouble here: the next commit tells of it."""
         try:
             if self._descriptor is None:
-                path = self._stem.with_name(f"{self._stem.name}-{len(self._files):06d}")
+                path = self._stem.with_name(f"{self._stem.name}-{self._count:06d}")
                 self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-                self._files.append(path)
+                self._files[self._count] = path
+                self._count += 1
             # A line break on both sides: a write that was cut short spoils no other.
             os.write(self._descriptor, b"\n%b\n" % b"\n".join(map(orjson.dumps, results)))
         except (OSError, orjson.JSONEncodeError):
@@ -54,13 +55,13 @@ class Journal:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-        return len(self._files)
+        return self._count
 
     def drop(self, files: int) -> None:
         """Remove the first files: what they hold is committed."""
-        for path in self._files[self._dropped : files]:
-            path.unlink(missing_ok=True)
-        self._dropped = max(self._dropped, files)
+        for number in list(self._files):  # a copy, made at once: another thread may add a file
+            if number < files:
+                self._files.pop(number).unlink(missing_ok=True)
 
 
 def journals(folder: Path) -> list[Path]:

@@ -24,14 +24,16 @@ class Progress:
         shard: Number of the shard.
         rows: Rows in it.
         first_row: Number of the first of them.
+        joins: Whether rows may be joined.
     """
 
-    def __init__(self, *, shard: int, rows: int, first_row: int = 0) -> None:
+    def __init__(self, *, shard: int, rows: int, first_row: int = 0, joins: bool = True) -> None:
         self.shard, self.rows, self._first_row = shard, rows, first_row
         self.outcomes: Counter[str] = Counter()
         self.last_error = ""
         self.joined = 0
-        self._end_of_row = bytearray(rows)  # 1 + the outcome's place in _OUTCOMES; 0 while it has none
+        # 1 + the outcome's place in _OUTCOMES; 0 while it has none. Nobody asks for it where no rows are joined.
+        self._end_of_row = bytearray(rows if joins else 0)
         self._followers: Counter[int] = Counter()  # of rows that have no outcome yet
         self.session_outcomes: Counter[str] = Counter()  # of rows that were sent now
         self.reused = self.retries = self.output_tokens = 0
@@ -47,7 +49,8 @@ class Progress:
         """Count a row that was answered, refused or given up now."""
         self.outcomes[result.outcome] += 1 + (self._followers.pop(result.row, 0) if self._followers else 0)
         self.session_outcomes[result.outcome] += 1
-        self._end_of_row[result.row - self._first_row] = _END_OF[result.outcome]
+        if self._end_of_row:
+            self._end_of_row[result.row - self._first_row] = _END_OF[result.outcome]
         self.output_tokens += result.completion_tokens or 0
 
     def join(self, leader: int) -> None:

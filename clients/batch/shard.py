@@ -90,8 +90,9 @@ def run_shard(
     Raises:
         EndpointError, StorageError: as in `Engine.run`.
     """
-    progress = Progress(shard=shard.shard, rows=shard.rows, first_row=shard.part.first_row)
     options = RunOptions.from_json(shard.options)
+    joins = options.join_duplicates and shard.may_repeat  # looking for equal rows takes 4 us a row
+    progress = Progress(shard=shard.shard, rows=shard.rows, first_row=shard.part.first_row, joins=joins)
     settings = EngineSettings(policies=options.policies(), budgets=options.budgets(), keep_raw=options.raw_response)
     endpoints = [ChatEndpoint(url, api_key=api_key, timeouts=timeouts) for url in shard.base_url.split()]
     lengths = Expectations(_known_lengths(options.lengths_from))
@@ -104,7 +105,7 @@ def run_shard(
             pool=pool, committer=Committer(ledger), progress=progress, settings=settings, learn=lengths.learn
         )
         engines.append(engine)
-        requests = _to_send(shard, ledger, progress, sent, join=options.join_duplicates)
+        requests = _to_send(shard, ledger, progress, sent, join=joins)
         await engine.run(longest_first(requests, lengths))
 
     try:
@@ -173,7 +174,6 @@ def _to_send(
     shard: Shard, ledger: Ledger, progress: Progress, sent: SentRows, *, join: bool
 ) -> Iterator[ChatRequest | None]:
     """The shard's rows that need an answer, read as they are asked for; None between many that need none."""
-    join = join and shard.may_repeat  # 4 us a row
     duplicates = Duplicates(first_row=shard.part.first_row, rows=shard.rows) if join else None
     idle = 0
     for line in read_lines(shard.prompts, shard.part):
