@@ -108,7 +108,7 @@ class ConcurrencyController:
             return ended
         if self._is_thrashing(load):
             self._hold(running, now)
-            return self._set(min(self.limit, running), now, f"KV cache is short: {load.preemptions} preemptions")
+            return self._set(min(self.limit, running), now, _short_of_cache(load))
         if in_flight < 0.9 * self.limit or load.running + load.waiting < 0.8 * in_flight:
             self._queue_since = None
             return None  # the limit is not what holds us back, or not all of it has arrived yet
@@ -259,3 +259,8 @@ class ConcurrencyController:
         self._refused = self._answered = 0
         self._blind.forget()
         return change
+
+
+def _short_of_cache(load: Load) -> str:
+    usage = "" if load.kv_usage is None else f", {load.kv_usage:.0%} in use"
+    return f"KV cache is short: {load.preemptions} preemptions{usage}"

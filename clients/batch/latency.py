@@ -12,18 +12,11 @@ class Fit:
         wait_s: What an answer without a token would take: the queue and the prompt; at least 0.
         per_token_s: Seconds a token; 0.0 when the lengths do not differ enough to tell.
         mean_s: Mean latency.
-        mean_tokens: Mean length.
     """
 
     wait_s: float
     per_token_s: float
     mean_s: float
-    mean_tokens: float
-
-    @property
-    def queue_share(self) -> float:
-        """Share of the mean latency, 0 to 1, that is not spent on tokens."""
-        return self.wait_s / self.mean_s if self.mean_s > 0 and self.per_token_s > 0 else 0.0
 
 
 def fit(samples: "collections.abc.Iterable[tuple[float, float]]") -> Fit:
@@ -34,9 +27,9 @@ def fit(samples: "collections.abc.Iterable[tuple[float, float]]") -> Fit:
     mean_y = sum(y for _, y in pairs) / count
     spread = sum((x - mean_x) ** 2 for x, _ in pairs)
     if spread <= 0.0025 * count * mean_x**2:  # lengths within some 5 % of each other tell nothing
-        return Fit(0.0, 0.0, mean_y, mean_x)
+        return Fit(0.0, 0.0, mean_y)
     slope = max(0.0, sum((x - mean_x) * (y - mean_y) for x, y in pairs) / spread)
-    return Fit(max(0.0, mean_y - slope * mean_x), slope, mean_y, mean_x)
+    return Fit(max(0.0, mean_y - slope * mean_x), slope, mean_y)
 
 
 class Latencies:

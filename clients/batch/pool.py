@@ -151,7 +151,7 @@ class Pool:
         """Leave a replica alone until it shows that it is back."""
         if replica.is_up:
             emit(logger, "replica.down", replica=str(replica.site), reason=reason)
-            replica.go_down(reason, self._loop.time(), on_trial=on_trial)
+            replica.go_down(self._loop.time(), on_trial=on_trial)
         self._last_reason = reason
 
     async def is_alive(self, replica: Replica) -> bool:

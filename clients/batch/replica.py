@@ -33,7 +33,6 @@ class Replica:
         in_flight: Requests sent to it and not answered yet.
         is_up: Whether it takes requests.
         on_trial: It is back from failing at everything; one request at a time until one is answered.
-        down_reason: Why it is not up.
         down_since: When it went down.
         is_retired: Its address is no longer among those of the endpoint.
         last_answer: When it last answered a request; None before the first time.
@@ -44,7 +43,7 @@ class Replica:
         self.site, self.identity, self.controller = site, identity, controller
         self.in_flight = 0
         self.is_up, self.on_trial, self.is_retired = True, False, False
-        self.down_reason, self.down_since = "", now
+        self.down_since = now
         self.last_answer: float | None = None
         self.load: Load | None = None
         self.load_at, self.load_in_flight = now, 0
@@ -118,14 +117,14 @@ class Replica:
         self._failed_rows.add(row)
         return self.on_trial or (len(self._failed_rows) >= _FAILING_ROWS and now - self._failing_since > _FAILING_S)
 
-    def go_down(self, reason: str, now: float, *, on_trial: bool = False) -> None:
+    def go_down(self, now: float, *, on_trial: bool = False) -> None:
         """Send nothing more until it shows that it is back."""
-        self.is_up, self.down_reason, self.down_since, self.on_trial = False, reason, now, on_trial
+        self.is_up, self.down_since, self.on_trial = False, now, on_trial
         self._failed_rows.clear()
         self.changed.set()
 
     def come_up(self, now: float) -> None:
         """Take requests again."""
-        self.is_up, self.down_reason = True, ""
+        self.is_up = True
         self._failing_since = now
         self._breaks.clear()

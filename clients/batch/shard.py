@@ -83,7 +83,7 @@ def run_shard(
     Args:
         shard: The shard.
         ledger: Its ledger.
-        api_key: See ChatClient.
+        api_key: See ChatEndpoint.
         timeouts: See Timeouts.
         stopping: When it calls what it is given, requests in flight are dropped and finished rows committed.
 
