@@ -25,6 +25,7 @@ from clients.events import emit
 from clients.records import Outcome
 from clients.results import format as fmt
 from clients.results.advice import ADVICE
+from clients.results.gpus import gpu_fact
 
 if TYPE_CHECKING:
     from clients.results.summary import Summary
@@ -197,6 +198,8 @@ def print_summary(
     console.print()
     if summary["joined"]:
         facts.append(f"{fmt.counted(summary['joined'], 'row')} answered together with an identical one")
+    if held := gpu_fact(summary):
+        facts.append(held)
     console.print(" · ".join(facts), soft_wrap=True)
     if summary["stopped_early"]:
         console.print(Text(f"Stopped early: {summary['stopped_early']}.", style="yellow"), soft_wrap=True)

@@ -21,6 +21,39 @@ class EndpointError(LLMInferenceError):
     """The endpoint as a whole cannot be used: unreachable, not an OpenAI-compatible API, wrong key, unknown model."""
 
 
+class ServingError(LLMInferenceError):
+    """The model cannot be deployed, will not come up, or cannot be released."""
+
+
+class ApiError(ServingError):
+    """The Kubernetes API server refused a request.
+
+    Attributes:
+        status: HTTP status, or 0 when no answer came.
+        reason: The server's word for it, such as `Conflict`.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, reason: str = "") -> None:
+        super().__init__(message)
+        self.status, self.reason = status, reason
+
+
+class ForbiddenError(ApiError):
+    """The account lacks a right (403); the message holds the rule to apply."""
+
+
+class ConflictError(ApiError):
+    """Somebody else changed or owns what was to be changed (409)."""
+
+
+class MissingKindError(ApiError):
+    """The cluster does not know this kind of object: the software that brings it is not installed."""
+
+
+class UnreachableApiError(ApiError):
+    """The API server did not answer, for as long as was sensible to try."""
+
+
 class StorageError(LLMInferenceError):
     """A folder or object store refuses what has to be kept there: no space, no permission, not reachable."""
 

@@ -14,6 +14,9 @@ IMAGE = "python:3.11.14-slim-bookworm"
 ENGINE_PACKAGES = ("httptools==0.9.0", "orjson==3.13.0", "uvloop==0.23.0", "pyarrow==26.0.1", "jsonschema==4.26.0")
 RESULTS_PACKAGES = ("orjson==3.13.0", "pyarrow==26.0.1")
 
+#: What the steps install that talk to Kubernetes.
+SERVING_PACKAGES = ("lightkube==1.0.1", "lightkube-models==1.37.0.8", "httpx2==2.16.2")
+
 
 def step(module: str, *, packages: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
     """Make a function a component whose pod can import `module` and what that imports of `clients`.

@@ -1,26 +1,26 @@
-"""The batch inference pipeline: check, endpoint, plan, shards, merge, gate."""
+"""The batch inference pipeline: check, deploy, wait, run, merge, gate; and release, whatever happens."""
 
 from typing import Any
 
 from kfp import dsl
 
 from components.check_prompts import check_prompts
-from components.gate import gate
-from components.merge_shards import merge_shards
-from components.plan_shards import plan_shards
-from components.resolve_endpoint import resolve_endpoint
-from components.run_shard import run_shard
+from components.deploy_service import deploy_service
+from components.release_service import release_service
+from components.wait_service import wait_service
 from pipelines.resources import prepare
+from pipelines.run_shards import run_shards
 
 
 @dsl.pipeline(  # type: ignore[untyped-decorator]
     name="batch-inference",
     display_name="Batch inference",
-    description="Runs a file of prompts against an OpenAI-compatible endpoint and writes the answers to Parquet.",
+    description="Deploys a model with vLLM on KServe, runs a file of prompts, writes the answers to Parquet, "
+    "and gives the GPUs back.",
 )
 def batch_inference(
     prompts: str,
-    endpoint_url: str,
+    endpoint_url: str = "",
     model: str = "",
     system_prompt: str = "",
     request_defaults: dict[str, Any] = {},  # noqa: B006  (KFP reads the default, nothing changes it)
@@ -32,13 +32,35 @@ def batch_inference(
     state: str = "",
     server_wait_s: int = 600,
     options: dict[str, Any] = {},  # noqa: B006
+    model_id: str = "Qwen/Qwen3-30B-A3B-Thinking-2507-FP8",
+    profile: str = "guide",
+    replicas: int = 0,
+    gpus_per_replica: int = 0,
+    image: str = "vllm/vllm-openai:v0.32.0",
+    max_model_len: int = 0,
+    vllm_args: str = "",
+    gpu_product: str = "NVIDIA-H100-80GB-HBM3",
+    node_selector: dict[str, Any] = {},  # noqa: B006
+    tolerations: list[Any] = [],  # noqa: B006
+    cpu: str = "",
+    memory: str = "",
+    hf_secret: str = "hf-secret",  # noqa: S107  (the name of a Secret, not its value)
+    model_cache: str = "model-cache",
+    storage_class: str = "",
+    cache_size: str = "",
+    service_name: str = "",
+    after_run: str = "delete",
+    ready_timeout_s: int = 7200,
+    lease_hours: float = 12.0,
 ) -> None:
-    """Runs a file of prompts against an OpenAI-compatible endpoint and writes the answers to Parquet.
+    """Deploys a model with vLLM on KServe, runs a file of prompts, and gives the GPUs back.
 
     Args:
         prompts: Path or URI of the input: JSONL (one request a line), CSV, TSV or Parquet; text also with gzip or zstd.
-        endpoint_url: Address of an OpenAI-compatible API, with or without /v1, or several divided by commas.
-        model: Name of the model. Empty takes the first one the endpoint lists.
+        endpoint_url: Address of an OpenAI-compatible API that exists, or several divided by commas; then nothing is
+            deployed. Empty deploys the model.
+        model: Name of the model at the endpoint. Empty takes the first one an endpoint lists, and for a model that is
+            deployed a name made of model_id.
         system_prompt: First message of rows that have no system message of their own.
         request_defaults: Request fields that a row gets unless it has its own, such as {"max_tokens": 1024}.
         template: User message with {name} where a column's value goes, such as "Translate into Korean: {text}". Empty
@@ -51,31 +73,83 @@ def batch_inference(
         server_wait_s: Seconds to wait for an endpoint that cannot be reached.
         options: Further choices, such as {"retry": "truncated", "resample": "empty", "time_limit_s": 3600,
             "max_output_tokens": 1000000, "reasoning_max_tokens": 32768, "raw_response": true}.
+        model_id: Model to deploy, on Hugging Face or as a path in the model cache.
+        profile: guide (2 replicas of 8 GPUs) or throughput (16 replicas of 1 GPU).
+        replicas: Number of replicas; 0 takes the profile's.
+        gpus_per_replica: GPUs of each replica, which is its tensor parallel size; 0 takes the profile's.
+        image: vLLM image with a fixed tag.
+        max_model_len: Longest prompt and answer together, in tokens; 0 takes the profile's.
+        vllm_args: Further arguments of vllm serve, as on a command line; one given here replaces ours.
+        gpu_product: Node label nvidia.com/gpu.product to ask for; empty takes any GPU.
+        node_selector: Further node labels to ask for.
+        tolerations: Further tolerations, as in a pod's spec.
+        cpu: CPUs of each replica; empty takes a number that fits its GPUs.
+        memory: Memory of each replica; empty takes an amount that fits its GPUs.
+        hf_secret: Name of the Secret whose key HF_TOKEN is the Hugging Face token; empty for public models.
+        model_cache: Name of the PersistentVolumeClaim for model files; made if absent, never deleted. Empty for none.
+        storage_class: Storage class of the model cache when it is made; empty takes the cluster's default.
+        cache_size: Size of the model cache when it is made; empty takes 3Ti.
+        service_name: Name of an InferenceService to make or to use again. Empty makes one for this run alone.
+        after_run: What becomes of a service made here after the run: delete, stop (keeps the object without pods) or
+            keep.
+        ready_timeout_s: Seconds to wait until the model serves: scheduling, download, loading.
+        lease_hours: Hours after which a run of which nothing is to be seen counts as dead, and its GPUs are freed.
     """
-    requests = {"system_prompt": system_prompt, "request_defaults": request_defaults, "template": template}
-    checked = prepare(check_prompts(prompts=prompts, **requests), "Check prompts")
-    endpoint = prepare(
-        resolve_endpoint(endpoint_url=endpoint_url, model=model, server_wait_s=server_wait_s).after(checked),
-        "Resolve endpoint",
-    )
-    plan = prepare(
-        plan_shards(
+    run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    release = prepare(
+        release_service(run=run, endpoint_url=endpoint_url, service_name=service_name), "Release service"
+    ).set_retry(num_retries=3, backoff_duration="30s")
+    with dsl.ExitHandler(release, name="with-service"):
+        requests = {"system_prompt": system_prompt, "request_defaults": request_defaults, "template": template}
+        checked = prepare(check_prompts(prompts=prompts, **requests), "Check prompts")
+        service = prepare(
+            deploy_service(
+                run=run,
+                endpoint_url=endpoint_url,
+                service_name=service_name,
+                after_run=after_run,
+                lease_hours=lease_hours,
+                model_id=model_id,
+                model=model,
+                profile=profile,
+                replicas=replicas,
+                gpus_per_replica=gpus_per_replica,
+                image=image,
+                max_model_len=max_model_len,
+                vllm_args=vllm_args,
+                gpu_product=gpu_product,
+                node_selector=node_selector,
+                tolerations=tolerations,
+                hf_secret=hf_secret,
+                model_cache=model_cache,
+                storage_class=storage_class,
+                cache_size=cache_size,
+                cpu=cpu,
+                memory=memory,
+            ).after(checked),
+            "Deploy service",
+        )
+        endpoint = prepare(
+            wait_service(
+                service=service.output,
+                endpoint_url=endpoint_url,
+                model=model,
+                ready_timeout_s=ready_timeout_s,
+                server_wait_s=server_wait_s,
+                lease_hours=lease_hours,
+            ),
+            "Wait for service",
+        )
+        run_shards(
             checked=checked.outputs["checked"],
-            prompts=prompts,
             endpoint=endpoint.output,
+            prompts=prompts,
             shards=shards,
             concurrency=concurrency,
+            max_error_rate=max_error_rate,
+            output=output,
             state=state,
             server_wait_s=server_wait_s,
-            max_error_rate=max_error_rate,
             options=options,
             **requests,
-        ),
-        "Plan shards",
-    )
-    with dsl.ParallelFor(plan.output, name="shards") as spec:
-        shard = prepare(run_shard(spec=spec), "Run shard", cpu="1", memory="1Gi")
-    merged = prepare(
-        merge_shards(parts=dsl.Collected(shard.outputs["part"]), output=output), "Merge shards", memory="1Gi"
-    )
-    prepare(gate(summary=merged.outputs["Output"], max_error_rate=max_error_rate), "Gate")
+        ).set_display_name("Run shards").set_caching_options(False)

@@ -14,6 +14,7 @@ def compiled_path(name: str) -> Path:
 
 def pipelines() -> Mapping[str, Callable[..., Any]]:
     """Name to pipeline function. Importing them takes a second, so only compiling does."""
+    from pipelines.batch_client import batch_client
     from pipelines.batch_inference import batch_inference
 
-    return {"batch_inference": batch_inference}
+    return {"batch_client": batch_client, "batch_inference": batch_inference}

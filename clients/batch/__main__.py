@@ -177,6 +177,7 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
                 rejects_path=paths["rejects"],
                 report_path=paths["report"],
                 output=str(place.output.resolve()),
+                endpoint=endpoint,
             )
             gate(summary=summary, max_error_rate=options.max_error_rate)
         except SystemExit as stop:  # a step ended with an error that its event tells

@@ -107,17 +107,6 @@ def _fallback_id(line: Line) -> str:
     return f"row-{line.row}"
 
 
-def whole_numbers(value: Any) -> Any:
-    """Undo what Kubeflow does to numbers inside a JSON parameter: 1024 arrives there as 1024.0."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
-        return {key: whole_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [whole_numbers(item) for item in value]
-    return value
-
-
 def _decode(line: Line) -> dict[str, Any]:
     if isinstance(line, BadLine):
         raise _BadRowError(line.code, line.problem)

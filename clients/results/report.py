@@ -9,6 +9,7 @@ from clients.results.advice import ADVICE
 from clients.results.charts import histogram_chart, latency_text, throughput_chart
 from clients.results.distribution import Spread
 from clients.results.format import compact, count, counted, duration, moment, rate, seconds, share
+from clients.results.gpus import gpu_fact
 from clients.results.page import empty, escape, page, section, stats, table
 from clients.results.summary import Summary
 
@@ -62,6 +63,7 @@ def _headline(summary: Summary, title: str) -> str:
     facts.append(f"{count(summary['retries'])} retries")
     if summary["joined"]:
         facts.append(f"{counted(summary['joined'], 'row')} answered together with an identical one")
+    facts.append(gpu_fact(summary))
     notes = [f"Stopped early: {summary['stopped_early']}."] if summary["stopped_early"] else []
     notes += [summary["verdict"]["advice"]] if summary["verdict"] else []
     return (

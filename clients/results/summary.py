@@ -45,6 +45,9 @@ class Summary(TypedDict):
         completion_tokens_per_row: Of the answered rows that report it; None without any.
         retries: Attempts beyond the first, summed.
         joined: Rows that ask the same as an earlier row and share its answer; they count in `rows` and `outcomes` only.
+        gpu_seconds_held: Of a run that deployed its model: time for which its pods had GPUs, until the results were
+            written; None where nothing was deployed.
+        gpu_seconds_used: As much of it as requests were in flight.
         stopped_early: Why a shard ended before its last row; None when none did.
         verdict: What held the run back; None when nothing was sent.
         throughput: What finished when, in buckets of active time.
@@ -70,6 +73,8 @@ class Summary(TypedDict):
     completion_tokens_per_row: Spread | None
     retries: int
     joined: int
+    gpu_seconds_held: float | None
+    gpu_seconds_used: float | None
     stopped_early: str | None
     verdict: Verdict | None
     latency_histogram: Histogram | None
@@ -190,6 +195,8 @@ class SummaryCollector:
             completion_tokens_per_row=spread,
             retries=self._totals["retries"],
             joined=self._totals["joined"],
+            gpu_seconds_held=None,
+            gpu_seconds_used=None,
             stopped_early=next((run["stop_reason"] for run in runs if run.get("stop_reason")), None),
             verdict=judge(run.get("seconds", {}) for run in runs),
             latency_histogram=self._latency.histogram(),

@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from clients.errors import LLMInferenceError
 from clients.events import emit, log_to_stderr
@@ -36,3 +37,24 @@ def step(name: str) -> Iterator[None]:
 def api_key() -> str | None:
     """The endpoint's key, from the Secret that the pod has as OPENAI_API_KEY; empty means none."""
     return os.environ.get("OPENAI_API_KEY") or None
+
+
+def kubeconfig() -> str:
+    """The kubeconfig that kubectl would use here; "" in a pod, which has a service account instead."""
+    return os.environ.get("KUBECONFIG", "")
+
+
+def own_pod() -> str:
+    """The name of the pod that this runs in; "" outside a cluster."""
+    return os.environ.get("HOSTNAME", "") if os.environ.get("KUBERNETES_SERVICE_HOST") else ""
+
+
+def whole_numbers(value: Any) -> Any:
+    """Undo what Kubeflow does to numbers inside a JSON parameter: 1024 arrives there as 1024.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole_numbers(item) for item in value]
+    return value

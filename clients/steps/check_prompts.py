@@ -7,8 +7,8 @@ from typing import Any
 
 from clients.events import emit
 from clients.prompts.check import check_prompts as check
-from clients.prompts.rows import JobDefaults, whole_numbers
-from clients.steps.boundary import step
+from clients.prompts.rows import JobDefaults
+from clients.steps.boundary import step, whole_numbers
 from clients.storage import refusals
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,11 @@
 """Join the shards' parts into the files people open."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+from clients.results.gpus import account
 from clients.results.merge import merge_parts
 from clients.results.report import render_report
 from clients.results.summary import Summary
@@ -12,15 +14,24 @@ from clients.storage import Folder, refusals
 
 
 def merge_shards(
-    *, part_paths: list[str], results_path: str, rejects_path: str, report_path: str, output: str
+    *, part_paths: list[str], results_path: str, rejects_path: str, report_path: str, output: str, endpoint: str
 ) -> tuple[str, dict[str, float]]:
     """Write results, rejects and report as artifacts, and under `output` too when one is given.
+
+    Args:
+        part_paths: The shards' parts.
+        results_path: Parquet file to write; so is the next.
+        rejects_path: Of the rows that did not end `ok`.
+        report_path: HTML file to write.
+        output: Folder or URI for a copy of all of them; "" for none.
+        endpoint: What `wait_service` or `resolve_endpoint` returned: whether GPUs are held for this run.
 
     Returns:
         The summary as JSON, and the numbers in it that are compared between runs.
     """
     with step("merge_shards"):
         summary = merge_parts([Path(path) for path in part_paths], Path(results_path), Path(rejects_path))
+        account(summary, json.loads(endpoint).get("gpus_held_since", ()), now=time.time())
         report = render_report(summary, title="Batch inference")
         with refusals("write", report_path):
             Path(report_path).write_text(report, encoding="utf-8")
@@ -49,6 +60,8 @@ def _scalars(summary: Summary) -> dict[str, float]:
         "output_tokens_per_s",
         "retries",
         "joined",
+        "gpu_seconds_held",
+        "gpu_seconds_used",
     ):
         found[name] = summary[name]
     latency = summary["latency_s"]

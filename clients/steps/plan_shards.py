@@ -12,8 +12,8 @@ from clients.batch.options import RunOptions
 from clients.events import emit
 from clients.prompts.check import Checked
 from clients.prompts.plan import Shard
-from clients.prompts.rows import JobDefaults, whole_numbers
-from clients.steps.boundary import step
+from clients.prompts.rows import JobDefaults
+from clients.steps.boundary import step, whole_numbers
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from components._embedding import embedded_modules, without_comments
-from components._factory import ENGINE_PACKAGES, IMAGE, RESULTS_PACKAGES
+from components._factory import ENGINE_PACKAGES, IMAGE, RESULTS_PACKAGES, SERVING_PACKAGES
 from pipelines.catalog import COMPILED, pipelines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,8 +109,15 @@ class TestCompiledFile:
         assert not [
             name
             for name in names
-            if re.search(r"secret|token|password|credential|api_?key", name) and name != "max_tokens"
+            if re.search(r"secret|token|password|credential|api_?key", name)
+            and name.removeprefix("pipelinechannel--") not in ("max_tokens", "hf_secret")
         ]
+
+    def test_a_parameter_about_a_secret_is_the_name_of_one(self, path: Path) -> None:
+        for component in [spec(path)["root"], *spec(path)["components"].values()]:
+            for name, parameter in component.get("inputDefinitions", {}).get("parameters", {}).items():
+                if name.endswith("_secret") and not name.startswith("pipelinechannel--"):
+                    assert parameter["description"].startswith("Name of the Secret")
 
     def test_images_have_a_full_version_and_packages_an_exact_one(self, path: Path) -> None:
         for name, container in executors(path).items():
@@ -155,7 +162,7 @@ class TestCompiledFile:
         """On a laptop everything is installed, so nothing else would notice."""
         brought_along = {"jsonschema": {"referencing"}}
         for name, container in executors(path).items():
-            installed = set(re.findall(r"'([a-z-]+)==", container["command"][2]))
+            installed = set(re.findall(r"'([a-z0-9-]+)==", container["command"][2]))
             available = installed.union(*(brought_along.get(package, set()) for package in installed))
             imported = {
                 module.split(".")[0]
@@ -184,4 +191,4 @@ def test_steps_that_touch_no_gpu_carry_no_engine() -> None:
 
 def test_pods_install_the_versions_that_are_tested() -> None:
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    assert set(ENGINE_PACKAGES) | set(RESULTS_PACKAGES) <= set(constraints)
+    assert {*ENGINE_PACKAGES, *RESULTS_PACKAGES, *SERVING_PACKAGES} <= set(constraints)

@@ -32,6 +32,7 @@ RANKS = {
     "models": 1,
     "prompts": 2,
     "results": 2,
+    "serving": 2,
     "batch": 3,
     "steps": 4,
 }
@@ -87,6 +88,7 @@ def test_only_the_edges_read_the_environment() -> None:
     edges = {
         "clients/batch/footprint.py",  # which allocator Arrow is to use
         "clients/steps/boundary.py",
+        "clients/serving/__main__.py",
         "clients/openai_client.py",  # the one-prompt client, an entry point of its own
         "clients/query_vllm.py",
         "clients/local_cache.py",  # XDG_CACHE_HOME, and what pip inherits

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from clients.errors import SettingsError
 from clients.prompts.cells import PLAIN_FIELDS
 from clients.prompts.lines import BadLine, Line
-from clients.prompts.rows import JobDefaults, Row, parse_row, request_hash, whole_numbers
+from clients.prompts.rows import JobDefaults, Row, parse_row, request_hash
 from clients.records import ChatRequest, InvalidRow
+from clients.steps.boundary import whole_numbers
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 JSON = st.recursive(

@@ -1,0 +1,1 @@
+"""A model on Kubernetes: deployed, waited for with a named cause, and never left running."""

@@ -1,0 +1,200 @@
+"""Put an InferenceService into the cluster, or take one that is there."""
+
+import dataclasses
+import datetime as dt
+import json
+import logging
+import time
+from typing import Any, Self
+
+from clients.errors import ApiError, ServingError
+from clients.events import emit
+from clients.serving import lease, times
+from clients.serving.cluster import Cluster, Object
+from clients.serving.labels import AFTER_RUN, CREATED_BY, FIELD_MANAGER, MANAGED_BY, STOP, WOKEN_BY
+from clients.serving.manifest import inference_service, metrics_service
+from clients.serving.prerequisites import check
+from clients.serving.spec import ServingSpec
+
+logger = logging.getLogger(__name__)
+
+#: What may become of a service that nobody needs any more.
+AFTER_RUN_CHOICES = ("delete", "stop", "keep")
+
+#: Seconds for which an object of the wanted name that is being deleted is waited for.
+_GOING_S = 600.0
+
+_POLL_S = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """A service that a run uses.
+
+    Attributes:
+        name: Of the InferenceService.
+        namespace: Where it is.
+        uid: Which one it is: a successor of the same name is another.
+        run: The run that holds it.
+        model: Name under which it serves the model.
+        replicas: Replicas that must serve.
+        gpus: GPUs of all replicas together.
+        created: Whether this run made it.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    run: str
+    model: str
+    replicas: int
+    gpus: int
+    created: bool
+
+    def to_json(self) -> str:
+        """One line that `from_json` reads back."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def deploy(
+    cluster: Cluster, spec: ServingSpec, *, run: str, after_run: str, lease_s: float, owner_pod: str = ""
+) -> Deployed:
+    """Make sure that the service is there as specified, and held by this run.
+
+    A service that is there with the same settings is used as it is; one with others is changed, unless another run
+    uses it. The same call again changes nothing.
+
+    Args:
+        cluster: Where.
+        spec: What is to be served, and how.
+        run: The run that needs it.
+        after_run: What becomes of a service made here when nobody needs it any more: `delete`, `stop` or `keep`.
+        lease_s: Seconds after which the run's hold ends by itself, unless it is seen to be alive.
+        owner_pod: A pod of the workflow with which a service made here shall go; "" for a service that outlives it.
+
+    Raises:
+        SettingsError, ServingError: what is missing, in the way or not allowed.
+    """
+    check(cluster, spec)
+    live = _held(cluster, spec, run, lease_s=lease_s)
+    if live is None:
+        until = times.write(times.now() + dt.timedelta(seconds=lease_s))
+        ours = {CREATED_BY: run, AFTER_RUN: after_run, lease.key(run): until}
+        applied = cluster.apply("InferenceService", _manifest(spec, ours, _workflow_of(cluster, owner_pod)), force=True)
+        lease.hold(cluster, spec.name, run, lease_s=lease_s + 1)  # from here on a field that no apply takes away
+    else:
+        applied = cluster.apply("InferenceService", _manifest(spec, _marks(live), _owner(live)))
+    _apply_metrics_service(cluster, spec, applied)
+    created = lease.annotations(applied).get(CREATED_BY) == run
+    found = {"service": spec.name, "namespace": cluster.namespace, "replicas": spec.replicas, "gpus": spec.gpus}
+    emit(logger, "service.deployed", **found, created=created)
+    return Deployed(
+        name=spec.name,
+        namespace=cluster.namespace,
+        uid=applied["metadata"]["uid"],
+        run=run,
+        model=spec.model,
+        replicas=spec.replicas,
+        gpus=spec.gpus,
+        created=created,
+    )
+
+
+def _held(cluster: Cluster, spec: ServingSpec, run: str, *, lease_s: float) -> Object | None:
+    """The service that stands, held by this run from now on and not stopped; None when there is none."""
+    while (live := _wait_out(cluster, spec.name)) is not None:
+        _refuse_to_disturb(cluster, spec, live, run)
+        patch = lease.hold_patch(run, lease_s=lease_s)
+        if lease.annotations(live).get(STOP) == "true":
+            patch["metadata"]["annotations"] |= {STOP: None, WOKEN_BY: run}
+        try:
+            held = cluster.merge("InferenceService", spec.name, patch)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            continue  # its last run deleted it just now
+        if not held["metadata"].get("deletionTimestamp"):
+            return held
+    return None
+
+
+def _wait_out(cluster: Cluster, name: str) -> Object | None:
+    """The service that stands, or None: applying onto one that is being deleted would vanish with it."""
+    deadline = time.monotonic() + _GOING_S
+    told = False
+    while (live := cluster.get("InferenceService", name)) is not None and live["metadata"].get("deletionTimestamp"):
+        if time.monotonic() > deadline:
+            held_by = ", ".join(live["metadata"].get("finalizers") or []) or "nothing that is named"
+            raise ServingError(
+                f"InferenceService {cluster.namespace}/{name} has been going since "
+                f"{live['metadata']['deletionTimestamp']}, held by {held_by}: see whether KServe's controller runs "
+                "(kubectl -n kserve get pods), or choose another service_name"
+            )
+        if not told:
+            emit(logger, "service.going", service=name, since=live["metadata"]["deletionTimestamp"])
+            told = True
+        time.sleep(_POLL_S)
+    return live
+
+
+def _refuse_to_disturb(cluster: Cluster, spec: ServingSpec, live: Object, run: str) -> None:
+    """Raise ServingError when applying would restart a service that another run uses."""
+    wanted = cluster.apply("InferenceService", _manifest(spec, _marks(live), _owner(live)), dry_run=True)
+    if wanted["spec"] == live["spec"]:
+        return
+    others = lease.living(cluster, live, without=run)
+    if others:
+        raise ServingError(
+            f"InferenceService {cluster.namespace}/{spec.name} is in use by run {others[0].run} with other settings, "
+            "and changing it would cut that run off: wait until it ends, or choose another service_name"
+        )
+    emit(logger, "service.changed", service=spec.name)
+
+
+def _marks(live: Object) -> dict[str, str]:
+    """The annotations that were applied when the service was made; an apply without them would take them away.
+
+    Holds and the like are written by merge and belong to no apply, so they stay without being named.
+    """
+    return {name: value for name, value in lease.annotations(live).items() if name in (CREATED_BY, AFTER_RUN)}
+
+
+def _owner(live: Object) -> dict[str, Any] | None:
+    owners = live["metadata"].get("ownerReferences") or []
+    return next((owner for owner in owners if owner.get("kind") == "Workflow"), None)
+
+
+def _manifest(spec: ServingSpec, annotations: dict[str, str], owner: dict[str, Any] | None) -> Object:
+    manifest: Object = inference_service(spec)
+    metadata = manifest["metadata"]
+    metadata["annotations"] = {**metadata.get("annotations", {}), **annotations}
+    metadata["labels"] = {**metadata.get("labels", {}), MANAGED_BY: FIELD_MANAGER}
+    if owner is not None:
+        metadata["ownerReferences"] = [owner]
+    return manifest
+
+
+def _workflow_of(cluster: Cluster, pod: str) -> dict[str, Any] | None:
+    """An owner reference to the workflow that a pod belongs to, for what goes when the workflow goes."""
+    found = cluster.get("Pod", pod) if pod else None
+    for owner in ((found or {}).get("metadata") or {}).get("ownerReferences") or []:
+        if owner.get("kind") == "Workflow":
+            return {name: owner[name] for name in ("apiVersion", "kind", "name", "uid")}
+    return None
+
+
+def _apply_metrics_service(cluster: Cluster, spec: ServingSpec, service: Object) -> None:
+    """Apply the Service for metrics; it goes with the InferenceService."""
+    manifest = metrics_service(spec)
+    owner = {"apiVersion": service["apiVersion"], "kind": service["kind"], "name": spec.name}
+    manifest["metadata"]["ownerReferences"] = [{**owner, "uid": service["metadata"]["uid"]}]
+    manifest["metadata"]["labels"] = {**manifest["metadata"].get("labels", {}), MANAGED_BY: FIELD_MANAGER}
+    try:
+        cluster.apply("Service", manifest, force=True)
+    except ServingError as error:  # monitoring is no reason to do without the model
+        emit(logger, "metrics.unavailable", service=spec.name, reason=str(error))
