@@ -17,13 +17,21 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
 
+#: Characters of the packed code that stand in the component's own source; the rest is an environment variable. Linux
+#: limits each to 128 KiB, and half of that leaves room for what a backend adds.
+_IN_SOURCE = 48_000
+
+#: The environment variable with the rest.
+CODE_VARIABLE = "KLLM_CODE"
+
 #: Runs in the pod before the component's own code. bz2 has one implementation, so its bytes are the same everywhere.
 _PRELUDE = """
 # The modules of clients/ that this step needs, without comments, as bz2-compressed JSON of name and source:
 # {names}
-import base64, bz2, json, pathlib, sys
+import base64, bz2, json, os, pathlib, sys
+_packed = "{payload}" + os.environ.pop("KLLM_CODE", "")
 _embedded = pathlib.Path(__file__).resolve().parent / "embedded"
-for _name, _source in json.loads(bz2.decompress(base64.b64decode("{payload}"))).items():
+for _name, _source in json.loads(bz2.decompress(base64.b64decode(_packed))).items():
     (_embedded / _name).parent.mkdir(parents=True, exist_ok=True)
     (_embedded / _name).write_text(_source, encoding="utf-8")
 sys.path.insert(0, str(_embedded))
@@ -45,12 +53,18 @@ def embedded_modules(module: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def prelude(module: str) -> str:
-    """Python source that makes `module` importable in a pod."""
+def prelude(module: str) -> tuple[str, str]:
+    """What makes `module` importable in a pod.
+
+    Returns:
+        Python source to run first, and the value of CODE_VARIABLE that it needs; "" for none.
+    """
     modules = {name: without_comments(source) for name, source in embedded_modules(module).items()}
     names = " ".join(modules)
-    payload = bz2.compress(json.dumps(modules, ensure_ascii=False, sort_keys=True).encode(), 9)
-    return _PRELUDE.replace("{names}", names).replace("{payload}", base64.b64encode(payload).decode())
+    packed = base64.b64encode(
+        bz2.compress(json.dumps(modules, ensure_ascii=False, sort_keys=True).encode(), 9)
+    ).decode()
+    return _PRELUDE.replace("{names}", names).replace("{payload}", packed[:_IN_SOURCE]), packed[_IN_SOURCE:]
 
 
 def without_comments(source: str) -> str:

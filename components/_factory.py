@@ -5,7 +5,7 @@ from typing import Any
 
 from kfp import dsl
 
-from components._embedding import prelude
+from components._embedding import CODE_VARIABLE, prelude
 
 #: Python of the pods. The laptop may run a newer one; the code is tested on 3.11.
 IMAGE = "python:3.11.14-slim-bookworm"
@@ -28,8 +28,11 @@ def step(module: str, *, packages: tuple[str, ...] = ()) -> Callable[[Callable[.
 
     def decorate(function: Callable[..., Any]) -> Any:
         component = dsl.component(function, base_image=IMAGE, packages_to_install=list(packages))
-        command = component.component_spec.implementation.container.command
-        command[-1] = prelude(module) + command[-1]
+        container = component.component_spec.implementation.container
+        source, rest = prelude(module)
+        container.command[-1] = source + container.command[-1]
+        if rest:
+            container.env = {CODE_VARIABLE: rest}
         return component
 
     return decorate
