@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__" and not __package__:  # by path: clients/ itself must not shadow third-party modules
     _HERE = Path(__file__).resolve().parent
@@ -18,6 +19,9 @@ if __name__ == "__main__" and not __package__:  # by path: clients/ itself must 
 
 from clients.endpoint import base_url
 from clients.errors import EndpointError, LLMInferenceError, SettingsError
+
+if TYPE_CHECKING:
+    from clients.langfuse_utils import CallTrace
 
 _DIM, _PLAIN = "\033[2m", "\033[0m"
 
@@ -35,7 +39,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--stream", action="store_true", help="print the text as it arrives instead of JSON at the end")
     form.add_argument("--json", action="store_true", help="only JSON on standard output; the time goes to stderr")
-    parser.epilog = "The API key comes from OPENAI_API_KEY, never from a flag."
+    parser.epilog = (
+        "The API key comes from OPENAI_API_KEY, never from a flag. With LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY and "
+        "LANGFUSE_BASE_URL set, the call is traced."
+    )
     return parser.parse_args(argv)
 
 
@@ -81,13 +88,46 @@ def _run(args: argparse.Namespace) -> None:
         model = args.model or _first(api.model_names(client), url)
         wanted = {"max_tokens": args.max_tokens, "temperature": args.temperature}
         request = {"model": model, "messages": messages, **{k: v for k, v in wanted.items() if v is not None}}
+        trace = _trace(request, url)
         started = time.perf_counter()
-        if args.stream:
-            _print_stream(api.stream(client, request))
-        else:
-            print(json.dumps(api.ask(client, request), ensure_ascii=False, indent=2), flush=True)
+        try:
+            if args.stream:
+                _print_stream(_seen(api.stream(client, request), trace))
+                answer = None
+            else:
+                answer = api.ask(client, request)
+                print(json.dumps(answer, ensure_ascii=False, indent=2), flush=True)
+        except LLMInferenceError as error:
+            if trace is not None:
+                trace.ended(error=error)
+                print(trace.sent(), file=sys.stderr)
+            raise
         elapsed_s = time.perf_counter() - started
-    print(f"Elapsed: {elapsed_s:.2f}s", file=sys.stderr if args.json else sys.stdout, flush=True)
+        if trace is not None:
+            trace.ended(answer)
+    out = sys.stderr if args.json else sys.stdout
+    print(f"Elapsed: {elapsed_s:.2f}s", file=out, flush=True)
+    if trace is not None:
+        print(trace.sent(), file=out, flush=True)
+
+
+def _trace(request: dict[str, Any], url: str) -> "CallTrace | None":
+    """The trace of the call, when the keys of Langfuse are set; nothing of it is loaded otherwise."""
+    if not (os.environ.get("LANGFUSE_PUBLIC_KEY") or os.environ.get("LANGFUSE_SECRET_KEY")):
+        return None
+    from clients.events import follow
+    from clients.langfuse_utils import CallTrace, TraceSettings
+
+    follow(lambda event: print(f"query_vllm: {event['reason']}; {event['then']}", file=sys.stderr))
+    settings = TraceSettings.from_environment(os.environ)
+    return None if settings is None else CallTrace(settings, request, url)
+
+
+def _seen(pieces: Iterable[tuple[str, str]], trace: "CallTrace | None") -> Iterator[tuple[str, str]]:
+    for kind, text in pieces:
+        if trace is not None:
+            trace.seen(kind, text)
+        yield kind, text
 
 
 def _no_url() -> str:

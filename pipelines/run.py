@@ -36,8 +36,11 @@ _EXAMPLES = """examples:
   python -m pipelines.run --prompts examples/prompts.jsonl
   python -m pipelines.run --prompts prompts.jsonl --url http://localhost:8000/v1 --max-tokens 1024
   python -m pipelines.run --prompts prompts.jsonl --gguf model.gguf --output results/trial
+  python -m pipelines.run --prompts prompts.jsonl --host http://localhost:8080 --url http://vllm.ml:8000/v1
 """
 
+#: Flags that only a run on Kubeflow has; each of them makes a command one, with the flags of pipelines.remote.command.
+_ON_KUBEFLOW = ("--host", "--resume", "--follow", "--terminate", "--no-wait")
 
 #: A disk with less space than this is taken for full.
 _FULL_DISK_BYTES = 4 << 20
@@ -53,6 +56,10 @@ class _RunFailedError(LLMInferenceError):
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, print; returns the exit code."""
+    if is_remote(sys.argv[1:] if arguments is None else arguments):
+        from pipelines.remote.command import main as run_on_kubeflow
+
+        return run_on_kubeflow(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(arguments)
     from clients.display import error_line
     from clients.steps.interrupts import interruptible
@@ -68,6 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
         error_line(str(error))
         return error.exit_code
     return 0
+
+
+def is_remote(arguments: list[str]) -> bool:
+    """Tell whether a command line is about a run on Kubeflow, which has flags of its own."""
+    return any(word.partition("=")[0] in _ON_KUBEFLOW for word in arguments)
 
 
 def _settings(options: argparse.Namespace) -> "RunSettings":
@@ -242,6 +254,8 @@ def _parser() -> argparse.ArgumentParser:
         "--shards", metavar="N", type=int, default=4, help="parts that run side by side (default: %(default)s)"
     )
     add_policy_arguments(parser)
+    kubeflow = parser.add_argument_group("on Kubeflow instead of this machine; all flags: --host URL --help")
+    kubeflow.add_argument("--host", metavar="URL", help="submit to this Kubeflow Pipelines API and follow the run")
     return parser
 
 

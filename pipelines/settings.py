@@ -67,3 +67,85 @@ class RunSettings:
 def api_key() -> str | None:
     """The endpoint's key, from OPENAI_API_KEY; empty means none. The steps inherit it from this process."""
     return os.environ.get("OPENAI_API_KEY") or None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Access:
+    """How a Kubeflow Pipelines API is reached. Secrets come from files and the environment, never from flags.
+
+    Attributes:
+        host: Base address, without /apis and without a slash at its end.
+        namespace: The person's namespace; "" where none was given.
+        token: A bearer token; "" for none.
+        token_file: File that holds it, read anew for each request since kubelets rotate it; None for none.
+        token_from: Where the token was found, for messages.
+        cookie: Session cookie, as `name=value`; "" for none.
+        ca_file: Certificates to trust instead of the system's; None for those.
+        ui_host: Base address of the pages that people open, where it is another one; "" for none.
+    """
+
+    host: str
+    namespace: str = ""
+    token: str = dataclasses.field(default="", repr=False)
+    token_file: Path | None = None
+    token_from: str = ""
+    cookie: str = dataclasses.field(default="", repr=False)
+    ca_file: Path | None = None
+    ui_host: str = ""
+
+
+#: Where Kubeflow's PodDefault `access-ml-pipeline` puts the token of a notebook, and Kubernetes a pod's namespace.
+_PROJECTED_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def access(
+    host: str = "", *, namespace: str = "", token_file: Path | None = None, ca_file: Path | None = None
+) -> Access:
+    """Find out how to reach the API: flags first, then the environment, then what a pod in the cluster has.
+
+    The variables are those of Kubeflow's own client where it has some: KF_PIPELINES_ENDPOINT, KF_PIPELINES_UI_ENDPOINT
+    and KF_PIPELINES_SA_TOKEN_PATH. KFP_TOKEN and KFP_COOKIE hold a token and a session's cookie.
+
+    Raises:
+        SettingsError: there is no host, or a file that was named does not exist.
+    """
+    host = (host or os.environ.get("KF_PIPELINES_ENDPOINT", "")).strip().rstrip("/")
+    if not host:
+        raise SettingsError(
+            "--host: which Kubeflow Pipelines API? Give its address, such as --host http://localhost:8080, or set "
+            "KF_PIPELINES_ENDPOINT."
+        )
+    if "://" not in host:
+        raise SettingsError(f"--host {host!r} has no scheme. Write http://{host} or https://{host}")
+    for flag, path in (("--token-file", token_file), ("--ca-file", ca_file)):
+        if path is not None and not path.is_file():
+            raise SettingsError(f"{flag} {path}: no such file")
+    token, file, origin = _token(token_file)
+    return Access(
+        host=host.removesuffix("/apis/v2beta1").removesuffix("/apis"),
+        namespace=namespace or _own_namespace(),
+        token=token,
+        token_file=file,
+        token_from=origin,
+        cookie=os.environ.get("KFP_COOKIE", "").strip(),
+        ca_file=ca_file,
+        ui_host=os.environ.get("KF_PIPELINES_UI_ENDPOINT", "").strip().rstrip("/"),
+    )
+
+
+def _token(token_file: Path | None) -> tuple[str, Path | None, str]:
+    if token_file is not None:
+        return "", token_file, f"--token-file {token_file}"
+    if value := os.environ.get("KFP_TOKEN", "").strip():
+        return value, None, "KFP_TOKEN"
+    named = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", "")
+    path = Path(named) if named else _PROJECTED_TOKEN
+    if named and not path.is_file():
+        raise SettingsError(f"KF_PIPELINES_SA_TOKEN_PATH={named}: no such file")
+    return ("", path, str(path)) if path.is_file() else ("", None, "")
+
+
+def _own_namespace() -> str:
+    """The namespace of the pod that this runs in; "" outside a cluster."""
+    return _OWN_NAMESPACE.read_text(encoding="utf-8").strip() if _OWN_NAMESPACE.is_file() else ""

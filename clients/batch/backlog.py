@@ -19,12 +19,14 @@ class Ending:
         started_at: UTC time at which the request was sent.
         latency_s: Seconds it took.
         endpoint: Base URL it was sent to.
+        first_token_s: Seconds to the first byte of the answer, where it came as a stream.
     """
 
     fields: dict[str, Any]
     started_at: dt.datetime
     latency_s: float
     endpoint: str
+    first_token_s: float | None = None
 
 
 @dataclasses.dataclass(slots=True)

@@ -11,6 +11,7 @@ from clients.batch.ledger import Ledger
 from clients.errors import StorageError
 from clients.events import emit
 from clients.records import ChatResult
+from clients.tracing.tracer import NoTracer, Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,14 @@ class Committer:
     Args:
         ledger: Where to.
         patience_s: Seconds between two tries on a disk that refuses; after the last one the run is given up.
+        tracer: Told of the rows once they are kept.
     """
 
-    def __init__(self, ledger: Ledger, *, patience_s: tuple[float, ...] = PATIENCE_S) -> None:
+    def __init__(
+        self, ledger: Ledger, *, patience_s: tuple[float, ...] = PATIENCE_S, tracer: Tracer | None = None
+    ) -> None:
         self._ledger = ledger
+        self._tracer = tracer or NoTracer()
         self._patience_s = patience_s
         self._pending: list[ChatResult] = []
         self._journal = ledger.journal()
@@ -118,6 +123,7 @@ class Committer:
         del self._pending[: len(batch)]
         if self._journal is not None:
             self._journal.drop(journaled)
+        self._tracer.committed(batch)
 
     def _commit_rest(self) -> None:
         if self._pending:

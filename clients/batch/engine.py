@@ -26,6 +26,7 @@ from clients.batch.stream import streamed
 from clients.batch.watch import Watch
 from clients.errors import ChatError, EndpointError, OverloadedError, RejectedError, TransientError, UnreachableError
 from clients.records import ChatRequest, ChatResult, Outcome
+from clients.tracing.tracer import NoTracer, Tracer
 
 #: Refusals that say nothing about the row but what the endpoint has or allows just now (no credit, no such model, no
 #: such path): another attempt is useless, but a later run may fare better, so the row is `failed`, not `rejected`.
@@ -62,6 +63,7 @@ class Engine:
         progress: What is counted and reported.
         settings: See EngineSettings.
         learn: Told of every answer and its completion tokens, where the server counts them.
+        tracer: Told of every row that has its outcome.
 
     Attributes:
         stop_reason: Why the run ended before its last row, or None.
@@ -76,9 +78,11 @@ class Engine:
         progress: Progress,
         settings: EngineSettings,
         learn: Callable[[ChatRequest, int], None] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._pool, self._committer, self._progress, self._settings = pool, committer, progress, settings
         self._learn = learn
+        self._tracer = tracer or NoTracer()
         self.stop_reason: str | None = None
         self.seconds: dict[str, float] = {}
         self._rng = random.Random()  # noqa: S311  (jitter, not a secret)
@@ -233,7 +237,8 @@ class Engine:
         self._pool.report(replica, replica.controller.answered(latency_s, tokens, flight.started, now))
         for other in work.flights:  # nobody needs those any more
             other.break_off()
-        ending = Ending(fields, flight.started_at, latency_s, replica.endpoint.base_url)
+        first_s = None if flight.sounding is None else flight.sounding.first_s
+        ending = Ending(fields, flight.started_at, latency_s, replica.endpoint.base_url, first_s)
         if not work.had_second_chance:
             payload = self._settings.policies.second_payload(work.request, fields["outcome"])
             if payload is not None:
@@ -301,9 +306,11 @@ class Engine:
             started_at=ending.started_at,
             latency_s=ending.latency_s,
             endpoint=ending.endpoint,
+            trace_id=self._tracer.trace_id(request),
             **fields,
         )
         work.done = True
+        self._tracer.finished(request, result, first_token_s=ending.first_token_s)
         self._flights.finished += 1
         self._committer.add(result)
         self._progress.finish(result)

@@ -34,6 +34,11 @@ class Sounding:
         if self._is_stream:
             self._pool.report(self._replica, self._replica.controller.first_byte(self._sent_at, now))
 
+    @property
+    def first_s(self) -> float | None:
+        """Seconds to the first byte of the answer; None when it did not come as a stream."""
+        return self._first_s if self._is_stream else None
+
     def ended(self, error: ChatError | None, tokens: int | None) -> None:
         """Take note of its end, whatever it was."""
         now, controller = asyncio.get_running_loop().time(), self._replica.controller

@@ -6,7 +6,7 @@ from clients.serving.evidence import Evidence, Object, at, first_seen, name_of, 
 #: Seconds until a claim that is refused counts as one that never gets a volume: a class may be made a moment later.
 _PATIENCE_S = 60
 
-_PROVISIONER = ("FailedBinding", "ProvisioningFailed", "ExternalProvisioning", "ClaimLost", "ClaimMisbound")
+_REFUSALS = ("FailedBinding", "ProvisioningFailed", "ClaimMisbound")
 
 #: What a volume driver says when it cannot share a volume among nodes.
 _UNSHARED = ("multi_node_multi_writer", "access mode", "accessmode", "readwritemany")
@@ -24,13 +24,13 @@ def claim_pending(claim: Object, evidence: Evidence) -> Cause | None:
     if phase != "Pending":
         return None
     events = evidence.about("PersistentVolumeClaim", claim)
-    refused = [one for one in events if one.reason in _PROVISIONER]
-    if events and events[0].reason in ("WaitForFirstConsumer", "WaitForPodScheduled", "Provisioning"):
-        return None  # it is bound once its pod has a node, or is being made
-    age = evidence.age(first_seen(refused), at(claim, "metadata", "creationTimestamp"))
-    if not refused and age < _PATIENCE_S:
+    failed = [one for one in events if one.reason in _REFUSALS]
+    if not failed and events and events[0].reason in ("WaitForFirstConsumer", "WaitForPodScheduled"):
+        return None  # it is bound once its pod has a node
+    age = evidence.age(first_seen(failed), at(claim, "metadata", "creationTimestamp"))
+    if not failed and age < _PATIENCE_S:
         return None
-    said = refused[0].message if refused else "nothing happens"
+    said = (failed or events)[0].message if events else "nothing happens"
     never, mend = _mend(said)
     return Cause(
         kind="claim_pending",

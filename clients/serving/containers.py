@@ -37,8 +37,15 @@ _SERVED_S = 3600
 _RECENT_S = 7200
 
 _PULL_FAILS = frozenset(
-    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable",
-     "ImageInspectError", "SignatureValidationFailed"}
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "RegistryUnavailable",
+        "ImageInspectError",
+        "SignatureValidationFailed",
+    }
 )
 _UNMAKEABLE = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreStartHookError"}
@@ -122,7 +129,8 @@ def _image(one: _Container, evidence: Evidence) -> Cause:
     if one.waits_for == "InvalidImageName" or "invalid reference format" in said:
         pass
     elif _PASSING.search(said):
-        never, mend = False, "The kubelet tries again; a mirror or imagePullSecrets help against rate limits"
+        never, mend = False, "The kubelet tries again"
+        mend += "; a mirror or imagePullSecrets help" if re.search(r"(?i)too ?many ?requests|rate limit", said) else ""
     elif _REFUSED.search(said):
         mend = "Check the image's name, and give the pod imagePullSecrets that may read it"
     elif not _ABSENT.search(said):
@@ -155,7 +163,7 @@ def _end(one: _Container, evidence: Evidence) -> Cause | None:
     ended = down or mapping(one.status, "lastState", "terminated")
     looping = one.waits_for == "CrashLoopBackOff"
     if not ended and not looping:
-        return _killed(one, {}, evidence.log(one.pod), 1, evidence)
+        return _killed(one, {}, _log(one, evidence, is_down=True), 1, evidence)
     if one.is_init and not looping and whole(ended, "exitCode") == 0:
         return None
     crashes = max(whole(one.status, "restartCount") + bool(down or looping), 2 if looping else 1)
@@ -165,14 +173,15 @@ def _end(one: _Container, evidence: Evidence) -> Cause | None:
     before = mapping(one.status, "lastState", "terminated")
     if down and before and whole(before, "exitCode") != whole(down, "exitCode"):
         crashes -= 1  # it ended in another way before
-    lines = _log(one, evidence, is_down=bool(down) or looping) or text(ended, "message").splitlines()
+    is_down = bool(down) or looping
+    lines = _log(one, evidence, is_down=is_down) or text(ended, "message").splitlines()
     lived = evidence.age(ended.get("startedAt")) - evidence.age(ended.get("finishedAt"))
     if lived > _SERVED_S or (one.is_main and log_stage(lines)[0] == "serving"):
         crashes -= 1
     return (
         _death(one, ended, lines, crashes)
         or _killed(one, ended, lines, crashes, evidence)
-        or _crash(one, ended, lines, crashes)
+        or _crash(one, ended, lines, crashes if is_down else 1)  # the one that runs now may do better
     )
 
 
@@ -188,7 +197,10 @@ def _death(one: _Container, ended: Object, lines: list[str], crashes: int) -> Ca
     if text(ended, "reason") == "OOMKilled":
         limit = text(one.spec, "resources", "limits", "memory")
         facts = f"was killed for using more memory than its limit{f' {quoted(limit, 20)}' if limit else ''} (OOMKilled)"
-        return Cause(kind="oom", message=f"{one} {facts}. Raise the memory limit", fatal=crashes >= 1)
+        mend = "Raise it" + (
+            " (storageInitializer in KServe's ConfigMap), or use HF_HOME on a claim" if one.is_init else ""
+        )
+        return Cause(kind="oom", message=f"{one} {facts}. {mend}", fatal=crashes >= 1)
     if found := known(lines):
         signature, line = found
         return Cause(
@@ -221,19 +233,21 @@ def _probe(one: _Container, probe: str, lines: list[str], crashes: int) -> Cause
     stage, words = log_stage(lines)
     settings = mapping(one.spec, f"{probe}Probe")
     allowed = (whole(settings, "failureThreshold") or 3) * (whole(settings, "periodSeconds") or 10)
+    was = f" while {words}" if lines else ""
     message = (
-        f"{one} was killed: its {probe} probe failed for {allowed + whole(settings, 'initialDelaySeconds')} s; "
-        f"it was {words}. Raise the {probe} probe's failureThreshold"
+        f"{one} was killed{was}: its {probe} probe failed for {allowed + whole(settings, 'initialDelaySeconds')} s. "
+        f"Raise the {probe} probe's failureThreshold"
     )
     # What a download has brought so far stays in the cache: the next one starts further on.
-    return Cause(kind=f"{probe}_probe", message=message, fatal=crashes >= (4 if stage == "downloading" else 2))
+    may_go_on = stage == "downloading" or not lines
+    return Cause(kind=f"{probe}_probe", message=message, fatal=crashes >= (4 if may_go_on else 2))
 
 
 def pod_causes(pod: Object, evidence: Evidence) -> Iterator[Cause]:
     """What keeps a pod that has a node from starting its containers: volumes and the network."""
     events = evidence.about("Pod", pod)
     last = next((one for one in events if one.reason not in ("Unhealthy", "FailedScheduling", "Scheduled")), None)
-    started = any(mapping(one, "state", "running") for one in objects(pod, "status", "containerStatuses"))
+    started = any("running" in mapping(one, "state") for one in objects(pod, "status", "containerStatuses"))
     if last is None or started:
         return
     since = evidence.age(first_seen(one for one in events if one.reason == last.reason))

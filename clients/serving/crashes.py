@@ -5,6 +5,9 @@ import re
 
 from clients.serving.evidence import quoted
 
+#: vLLM's longest errors end with the advice that matters.
+_QUOTE = 260
+
 #: What vLLM, torch and a log collector put before a line.
 _PREFIX = re.compile(
     r"^(?:\s*\([^()]{0,60}pid=\d+\)|\s*\[rank\d+\]:?|\s*(?:INFO|WARNING|ERROR|CRITICAL|DEBUG) [\d: .-]+\[[^\]]*\])*\s*"
@@ -16,6 +19,10 @@ _ECHO = re.compile(
     r"|destroy_process_group|^Process \w+|^Traceback|^File |^raise |^During handling|^The above exception|^[\s^~|+-]*$"
 )
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Exit)\b(?::|$)|\berror: |^Value error, ")
+
+
+#: The status that Hugging Face answered with.
+_STATUS = re.compile(r"\b(4\d\d|50\d) (?:(?:Client|Server) Error|Forbidden|Unauthorized)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +69,8 @@ _SIGNATURES = (
         "Name a parser that this vLLM version has (qwen3 for Qwen3 models)",
     ),
     _known(
-        "bad_argument",
-        r"greater than the derived max_model_len|attention heads .*divisible by tensor parallel"
-        r"|World size \(\d+\) is larger than|Unknown quantization|^Value error, |validation errors? for \w*Config",
-        "Correct this vLLM argument",
-    ),
-    _known(
         "hf_access",
-        r"GatedRepoError|gated repo|Cannot access gated|not in the authorized list|40[13] Client Error"
+        r"GatedRepoError|gated repo|not in the authorized list|\b40[13] (?:Client Error|Forbidden|Unauthorized)"
         r"|Invalid user token|RepositoryNotFoundError|Repository Not Found|is not a valid model identifier",
         "Check the model's name, accept its licence on huggingface.co, and put a valid HF_TOKEN into the Secret",
     ),
@@ -81,8 +82,8 @@ _SIGNATURES = (
     _known("disk_full", r"No space left on device|Errno 28|Disk quota exceeded", "Enlarge the model cache's claim"),
     _known(
         "hf_access",
-        r"couldn't connect to 'https?://|LocalEntryNotFoundError|Max retries exceeded.*huggingface"
-        r"|(?:429|50\d) (?:Client|Server) Error.*huggingface|name resolution.*huggingface|huggingface.*name resolution",
+        r"couldn't connect to 'https?://|LocalEntryNotFoundError|(?:429|50\d) (?:Client|Server) Error.*huggingface"
+        r"|\b(?:Connect|Proxy|SSL|NameResolution|MaxRetry|Connection)Error\b|\b(?:Connect|Read)Timeout\b",
         "The pod cannot reach huggingface.co: allow egress or set a proxy or HF_ENDPOINT, or fill the cache beforehand",
         4,
     ),
@@ -131,16 +132,26 @@ _SIGNATURES = (
         "GPUs cannot talk to each other: set NCCL_DEBUG=INFO, check NCCL_SOCKET_IFNAME, NCCL_IB_HCA and /dev/shm",
         2,
     ),
+    _known(
+        "bad_argument",
+        r"greater than the derived max_model_len|attention heads .*divisible by tensor parallel"
+        r"|World size \(\d+\) is larger than|Unknown quantization|^Value error, |validation errors? for \w*Config",
+        "Correct this vLLM argument",
+    ),
 )
 
 
 def known(lines: list[str]) -> tuple[Signature, str] | None:
-    """The known way to die that a log tells of, and the line that says it."""
+    """The known way to die that a log tells of, and the line that says it best: an exception, if there is one."""
     clean = [_PREFIX.sub("", line, count=1) for line in lines]
     for signature in _SIGNATURES:
-        for line in reversed(clean):
-            if signature.pattern.search(line):
-                return signature, quoted(line)
+        found = [line for line in reversed(clean) if signature.pattern.search(line)]
+        if found:
+            line = next(filter(_EXCEPTION.search, found), found[0])
+            status = next(filter(None, map(_STATUS.search, clean)), None) if signature.kind == "hf_access" else None
+            return signature, quoted(
+                line if status is None or status[1] in line else f"HTTP {status[1]}: {line}", _QUOTE
+            )
     return None
 
 
@@ -148,4 +159,4 @@ def last_words(lines: list[str]) -> str:
     """The line of a log that says most about its end: the last exception, not the frames, nor its echoes elsewhere."""
     clean = [line for line in (_PREFIX.sub("", line, count=1) for line in lines) if not _ECHO.search(line)]
     thrown = next((line for line in reversed(clean) if _EXCEPTION.search(line)), "")
-    return quoted(thrown or next(iter(clean[-1:]), ""), 220)
+    return quoted(thrown or next(iter(clean[-1:]), ""), _QUOTE)

@@ -12,7 +12,7 @@ from clients.events import emit
 from clients.serving import lease, times
 from clients.serving.cluster import Cluster, Object
 from clients.serving.labels import AFTER_RUN, CREATED_BY, FIELD_MANAGER, MANAGED_BY, STOP, WOKEN_BY
-from clients.serving.manifest import inference_service, metrics_service
+from clients.serving.manifest import for_kserve_0_15, inference_service, metrics_service
 from clients.serving.prerequisites import check
 from clients.serving.spec import ServingSpec
 
@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: What may become of a service that nobody needs any more.
 AFTER_RUN_CHOICES = ("delete", "stop", "keep")
+
+#: What KServe 0.15's webhook says of the mode and the autoscaler class that later versions want.
+_KSERVE_0_15_SAYS = ("deploymentStrategy is only supported", "is not a supported autoscaler class")
 
 #: Seconds for which an object of the wanted name that is being deleted is waited for.
 _GOING_S = 600.0
@@ -85,10 +88,10 @@ def deploy(
     if live is None:
         until = times.write(times.now() + dt.timedelta(seconds=lease_s))
         ours = {CREATED_BY: run, AFTER_RUN: after_run, lease.key(run): until}
-        applied = cluster.apply("InferenceService", _manifest(spec, ours, _workflow_of(cluster, owner_pod)), force=True)
+        applied = _apply(cluster, _manifest(spec, ours, _workflow_of(cluster, owner_pod)), force=True)
         lease.hold(cluster, spec.name, run, lease_s=lease_s + 1)  # from here on a field that no apply takes away
     else:
-        applied = cluster.apply("InferenceService", _manifest(spec, _marks(live), _owner(live)))
+        applied = _apply(cluster, _manifest(spec, _marks(live), _owner(live)))
     _apply_metrics_service(cluster, spec, applied)
     created = lease.annotations(applied).get(CREATED_BY) == run
     found = {"service": spec.name, "namespace": cluster.namespace, "replicas": spec.replicas, "gpus": spec.gpus}
@@ -144,7 +147,7 @@ def _wait_out(cluster: Cluster, name: str) -> Object | None:
 
 def _refuse_to_disturb(cluster: Cluster, spec: ServingSpec, live: Object, run: str) -> None:
     """Raise ServingError when applying would restart a service that another run uses."""
-    wanted = cluster.apply("InferenceService", _manifest(spec, _marks(live), _owner(live)), dry_run=True)
+    wanted = _apply(cluster, _manifest(spec, _marks(live), _owner(live)), dry_run=True)
     if wanted["spec"] == live["spec"]:
         return
     others = lease.living(cluster, live, without=run)
@@ -167,6 +170,16 @@ def _marks(live: Object) -> dict[str, str]:
 def _owner(live: Object) -> dict[str, Any] | None:
     owners = live["metadata"].get("ownerReferences") or []
     return next((owner for owner in owners if owner.get("kind") == "Workflow"), None)
+
+
+def _apply(cluster: Cluster, manifest: Object, *, force: bool = False, dry_run: bool = False) -> Object:
+    """Apply the service; a KServe that is too old for it gets the form that it knows."""
+    try:
+        return cluster.apply("InferenceService", manifest, force=force, dry_run=dry_run)
+    except ApiError as error:
+        if not any(words in str(error) for words in _KSERVE_0_15_SAYS):
+            raise
+    return cluster.apply("InferenceService", for_kserve_0_15(manifest), force=force, dry_run=dry_run)
 
 
 def _manifest(spec: ServingSpec, annotations: dict[str, str], owner: dict[str, Any] | None) -> Object:

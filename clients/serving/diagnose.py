@@ -64,11 +64,12 @@ def diagnose(snapshot: Snapshot, *, wanted_replicas: int) -> Finding:
     evidence = Evidence(snapshot)
     pods, old = _generations(evidence)
     serving = sum(map(is_ready, pods))
-    ready = _is_settled(evidence, wanted_replicas) and not old and (serving >= wanted_replicas or not pods)
-    stage, words = _slowest(pods, wanted_replicas, evidence)
+    seen = serving >= wanted_replicas or (not pods and bool(evidence.snapshot.deployments))
+    ready = _is_settled(evidence, wanted_replicas) and not old and seen
+    stage, words = ("serving", "") if ready else _slowest(pods, wanted_replicas, evidence)
     if serving >= wanted_replicas and not ready:
-        words = f"{len(old)} older pods are still there" if old else _lagging(evidence)
-    detail = f"{serving} of {wanted_replicas} pods ready" + (f"; {words}" if words and not ready else "")
+        words = f"older pods are still there ({len(old)})" if old else _lagging(evidence)
+    detail = f"{serving} of {wanted_replicas} pods ready" + (f"; {words}" if words else "")
     cause = None if ready else _most_important(pods, evidence, wanted_replicas)
     return Finding(stage=stage, ready=ready, pods_ready=serving, detail=quoted(detail, _LONGEST), cause=cause)
 
@@ -104,9 +105,12 @@ def _is_settled(evidence: Evidence, wanted: int) -> bool:
         return False
     deployments = objects(evidence.snapshot.deployments)
     main = _main(deployments)
-    if condition(service, "Ready").get("status") != "True" or not main or not _carries(main, service):
+    if condition(service, "Ready").get("status") != "True":
         return False
-    return whole(main, "spec", "replicas") == wanted and all(map(_is_rolled_out, deployments))
+    if not main:  # another kind of workload: then its pods alone must do
+        return True
+    current = _carries(main, service) and whole(main, "spec", "replicas") == wanted
+    return current and all(map(_is_rolled_out, deployments))
 
 
 def _main(deployments: list[Object]) -> Object:
@@ -176,5 +180,5 @@ def _causes(pods: list[Object], evidence: Evidence, wanted: int) -> Iterator[Cau
     if len(pods) < wanted or waiting:
         yield from failed_pods(objects(snapshot.pods), evidence)
     if service is not None:
-        yield from controller_causes(service, evidence)
+        yield from controller_causes(service, evidence, pods_waiting=bool(waiting))
     yield from deadline_causes(deployments)

@@ -22,12 +22,13 @@ _SECRETS = (
     (re.compile(r"(--[\w-]*(?:key|token|secret|password)(?=[ =]))[ =]+[^\s,]+", re.IGNORECASE), r"\1 ***"),
     (
         re.compile(
-            r"((?<![a-z])(?:\w*_)?(?:token|password|passwd|secret|api[_-]?key|authorization)[\"']?\s*[=:]\s*[\"']?)"
+            r"((?<![a-z])(?:\w{0,40}_)?(?:token|password|passwd|secret|api[_-]?key)[\"']?\s*[=:]\s*[\"']?)"
             r"(?!\*\*\*)(?:(?:bearer|basic)\s+)?[^\s\"',;]{4,}",
             re.IGNORECASE,
         ),
         r"\1***",
     ),
+    (re.compile(r"(authorization[\"']?\s*[=:]\s*[\"']?)(?=[^\s,]*\d)[^\s\"',;]{8,}", re.IGNORECASE), r"\1***"),
     (re.compile(r"(\w://)[^\s/@]+@"), r"\1***@"),
     (re.compile(r"(https?://[^\s?\"']+)\?[^\s\"']+"), r"\1?***"),
 )
@@ -39,6 +40,7 @@ def quoted(words: str, limit: int = QUOTE) -> str:
     line = " ".join("".join(c if c.isprintable() else " " for c in line).split())
     for secret, mask in _SECRETS:
         line = secret.sub(mask, line)
+    line = line.rstrip(". ")  # our own sentence goes on behind it
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 

@@ -19,8 +19,8 @@ _FINAL = re.compile(
     r"is invalid|admission webhook .* denied|forbidden|field is immutable|no runtime found|NoSupportingRuntime"
 )
 
-#: Failures of the model that its pods tell more exactly.
-_OF_PODS = ("ModelLoadFailed", "RuntimeUnhealthy", "NotReady", "ProgressDeadlineExceeded", "MinimumReplicasUnavailable")
+#: Reasons of conditions that pods and Deployments tell more exactly.
+_OF_PODS = ("ProgressDeadlineExceeded", "MinimumReplicasUnavailable", "ModelLoadFailed", "Stopped")
 
 
 def service_causes(service: Object | None, evidence: Evidence) -> Iterator[Cause]:
@@ -38,8 +38,14 @@ def service_causes(service: Object | None, evidence: Evidence) -> Iterator[Cause
         yield Cause(kind="stopped", message=message, fatal=True)
 
 
-def controller_causes(service: Object, evidence: Evidence) -> Iterator[Cause]:
-    """What KServe reports as wrong with a service, or that it reports nothing."""
+def controller_causes(service: Object, evidence: Evidence, *, pods_waiting: bool) -> Iterator[Cause]:
+    """What KServe reports as wrong with a service, or that it reports nothing.
+
+    Args:
+        service: The InferenceService.
+        evidence: Everything seen.
+        pods_waiting: Whether pods are on their way: then conditions only repeat that they are not ready.
+    """
     where, changed = f"InferenceService {name_of(service)}", _changed(service, evidence)
     if not objects(service, "status", "conditions") and changed >= _REACTION_S:
         message = f"{where} has had no status for {_REACTION_S} s or more: is KServe's controller running?"
@@ -57,7 +63,9 @@ def controller_causes(service: Object, evidence: Evidence) -> Iterator[Cause]:
             yield Cause(kind="kserve_error", message=message, fatal=final)
     for one in objects(service, "status", "conditions"):
         said = text(one, "message")
-        if one.get("status") == "False" and said and text(one, "reason") not in (*_OF_PODS, "Stopped"):
+        about_pods = pods_waiting or text(one, "reason") in _OF_PODS
+        lasts = evidence.age(one.get("lastTransitionTime")) >= _REACTION_S
+        if one.get("status") == "False" and said and lasts and not about_pods:
             message = f"{where}: {quoted(text(one, 'type'), 40)} is False: {quoted(said)}. See kubectl describe isvc"
             yield Cause(kind="kserve_error", message=message, fatal=False)
 

@@ -26,9 +26,6 @@ _STARTUP_S = 3 * 3600
 
 _STARTUP_PERIOD_S = 10
 
-#: Seconds in which requests in flight may end after a stop, before they are cut off.
-_DRAIN_S = 120
-
 #: Seconds between the stop and the server's hearing of it, in which it still answers while its address is taken out of
 #: the Service; afterwards new requests get 500.
 _LEAVE_S = 5
@@ -123,13 +120,12 @@ def _arguments(spec: ServingSpec) -> tuple[Argument, ...]:
     ours += [
         argument("--enable-request-id-headers"),
         argument("--disable-access-log-for-endpoints", "/health,/metrics,/ping"),
-        argument("--shutdown-timeout", str(_DRAIN_S)),
+        argument("--shutdown-timeout", str(spec.drain_s)),
     ]
     return vllm_arguments.merge(ours, spec.extra_arguments)
 
 
 def _predictor(spec: ServingSpec) -> Object:
-    drain_s = vllm_arguments.number(_arguments(spec), "--shutdown-timeout", 0)
     return {
         "labels": {"sidecar.istio.io/inject": "false"},  # the label `app` of the pods belongs to KServe
         "annotations": {
@@ -141,7 +137,7 @@ def _predictor(spec: ServingSpec) -> Object:
         "minReplicas": spec.replicas,
         "maxReplicas": spec.replicas,
         "deploymentStrategy": {"type": "Recreate"},
-        "terminationGracePeriodSeconds": _LEAVE_S + drain_s + _EXIT_S,
+        "terminationGracePeriodSeconds": _LEAVE_S + spec.drain_s + _EXIT_S,
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
         **_placement(spec),

@@ -41,6 +41,7 @@ class Observer:
         self._cluster, self._name = cluster, name
         self._refused: dict[str, float] = {}
         self._logs: dict[str, str] = {}
+        self._died: dict[str, str] = {}
         self._nodes: tuple[Object, ...] | None = None
         self._logs_at = self._nodes_at = float("-inf")
 
@@ -50,12 +51,12 @@ class Observer:
         Raises:
             ApiError: the API server does not answer, or refuses what the wait cannot do without.
         """
-        labels = f"{SERVICE_LABEL}={self._name}"
         service = self._cluster.get("InferenceService", self._name)
-        deployments = self._cluster.list("Deployment", labels=labels)
-        pods = self._cluster.list("Pod", labels=labels)
+        deployments = self._deployments()
+        pods = pods_of(self._cluster, self._name)
         claims = self._claims(pods)
         waiting = [pod for pod in pods if not is_ready(pod)]
+        self._read_logs(waiting[:_PODS_LOOKED_INTO])
         return Snapshot(
             taken_at=times.now(),
             service=service,
@@ -64,8 +65,15 @@ class Observer:
             events=tuple(self._events([*deployments, *waiting[:_PODS_LOOKED_INTO], *claims])),
             claims=tuple(claims),
             nodes=self._seen_nodes(waiting),
-            logs=self._tails(waiting[:_PODS_LOOKED_INTO]),
+            logs=self._logs,
+            died=self._died,
         )
+
+    def _deployments(self) -> list[Object]:
+        """KServe's Deployments; the model's by its name where they carry no label."""
+        labelled = self._cluster.list("Deployment", labels=f"{SERVICE_LABEL}={self._name}")
+        named = None if labelled else self._cluster.get("Deployment", f"{self._name}-predictor")
+        return labelled or ([] if named is None else [named])
 
     def _claims(self, pods: list[Object]) -> list[Object]:
         names = sorted({name for pod in pods for name in _claim_names(pod)})
@@ -90,21 +98,25 @@ class Observer:
             self._nodes = tuple(nodes) if self._is_allowed("Node") else None
         return self._nodes
 
-    def _tails(self, waiting: list[Object]) -> dict[str, str]:
-        if time.monotonic() - self._logs_at > _LOGS_EVERY_S or any(_has_died(pod) for pod in waiting):
-            self._logs_at = time.monotonic()
-            self._logs = {}
-            for pod in waiting:
-                if (container := _main_container(pod)) and (pod.get("spec") or {}).get("nodeName"):
-                    name = pod["metadata"]["name"]
-                    self._logs[name] = self._tail(name, container, died=_has_died(pod))
-        return self._logs
+    def _read_logs(self, waiting: list[Object]) -> None:
+        """Read the last lines of containers that do not serve yet: of the one that is there, and of the one before."""
+        if time.monotonic() - self._logs_at < _LOGS_EVERY_S and not any(_is_down(pod) for pod in waiting):
+            return
+        self._logs_at = time.monotonic()
+        self._logs, self._died = {}, {}
+        for pod in waiting:
+            name, container = pod["metadata"]["name"], _main_container(pod)
+            if not container or not (pod.get("spec") or {}).get("nodeName"):
+                continue
+            before = self._tail(name, container, previous=True) if _restarts(pod) else ""
+            now = self._tail(name, container)
+            if _is_down(pod):
+                self._logs[name] = before or now
+            else:
+                self._logs[name], self._died[name] = now, before
 
-    def _tail(self, pod: str, container: str, *, died: bool) -> str:
-        """The last lines of a container; of its predecessor, which says why it died, where it was started again."""
-        log = self._cluster.log
-        before = self._may("Pod/log", log, pod, container=container, previous=True) if died else ""
-        return before or self._may("Pod/log", log, pod, container=container) or ""
+    def _tail(self, pod: str, container: str, *, previous: bool = False) -> str:
+        return self._may("Pod/log", self._cluster.log, pod, container=container, previous=previous) or ""
 
     def _may_list(self, kind: str, *, fields: str = "") -> list[Object]:
         return self._may(kind, self._cluster.list, kind, fields=fields) or []
@@ -128,6 +140,14 @@ class Observer:
         return time.monotonic() - self._refused.get(right, float("-inf")) > _REFUSED_FOR_S
 
 
+def pods_of(cluster: Cluster, name: str, *, namespace: str = "") -> list[Object]:
+    """The pods of a service, by KServe's label, or by the one that its Deployment selects them with."""
+    for labels in (f"{SERVICE_LABEL}={name}", f"app=isvc.{name}-predictor"):
+        if pods := cluster.list("Pod", labels=labels, namespace=namespace):
+            return pods
+    return []
+
+
 def is_ready(pod: Object) -> bool:
     """Whether a pod serves."""
     conditions = (pod.get("status") or {}).get("conditions") or []
@@ -145,10 +165,18 @@ def _main_container(pod: Object) -> str:
     return _MAIN_CONTAINER if _MAIN_CONTAINER in names else next(iter(names), "")
 
 
-def _has_died(pod: Object) -> bool:
-    """Whether the main container was started again, or is down now."""
+def _restarts(pod: Object) -> int:
+    return int(_main_status(pod).get("restartCount") or 0)
+
+
+def _is_down(pod: Object) -> bool:
+    """Whether the main container has ended and no other runs in its place."""
+    status = _main_status(pod)
+    state = status.get("state") or {}
+    return "running" not in state and ("terminated" in state or bool(status.get("restartCount")))
+
+
+def _main_status(pod: Object) -> Object:
     main = _main_container(pod)
-    for status in (pod.get("status") or {}).get("containerStatuses") or []:
-        if status.get("name") == main:
-            return bool(status.get("restartCount")) and "running" not in (status.get("state") or {})
-    return False
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return next((status for status in statuses if status.get("name") == main), {})

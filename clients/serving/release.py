@@ -9,7 +9,8 @@ from clients.errors import ApiError, ServingError
 from clients.events import emit
 from clients.serving import lease
 from clients.serving.cluster import Cluster, Object
-from clients.serving.labels import AFTER_RUN, CREATED_BY, SERVICE_LABEL, STOP, WOKEN_BY
+from clients.serving.labels import AFTER_RUN, CREATED_BY, STOP, WOKEN_BY
+from clients.serving.observe import pods_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def _see_gone(cluster: Cluster, live: Object, *, stays: bool, gone_s: float) -> 
 
 
 def _pods(cluster: Cluster, name: str, namespace: str) -> list[Object]:
-    pods = cluster.list("Pod", labels=f"{SERVICE_LABEL}={name}", namespace=namespace)
+    pods = pods_of(cluster, name, namespace=namespace)
     return [pod for pod in pods if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
 
 

@@ -27,6 +27,9 @@ _PATIENCE_S = {True: 30, False: 60}
 #: Seconds for which an announced node keeps the hope up.
 _ANNOUNCED_S = 900
 
+#: Taken for an amount that a node does not tell.
+_UNKNOWN = 1e18
+
 _PRODUCT = "nvidia.com/gpu.product"
 
 
@@ -94,7 +97,8 @@ def _verdict(said: str) -> _Verdict:
     beyond = helpless is not None and int(helpless[1]) >= nodes and all(
         _is_fixed(reason) or reason.startswith("Insufficient") for _, reason in reasons
     )  # fmt: skip
-    return _Verdict(nodes, reasons, hopeless=bool(nodes) and (sum(fixed) >= nodes or beyond))
+    empty = "no nodes available to schedule" in head
+    return _Verdict(nodes, reasons, hopeless=empty or (bool(nodes) and (sum(fixed) >= nodes or beyond)))
 
 
 def _is_fixed(reason: str) -> bool:
@@ -113,7 +117,7 @@ def _no_node(pod: Object, said: str, age: float, evidence: Evidence, wanted: int
     selector = ", ".join(f"{key}={value}" for key, value in mapping(pod, "spec", "nodeSelector").items())
     why = ", ".join(_in_words(count, reason, selector) for count, reason in verdict.reasons[:5])
     facts = [f"pod {name_of(pod)} has no node: {quoted(f'of {verdict.nodes} nodes {why}' if verdict.nodes else why)}"]
-    facts += [room.facts()] if room and room.facts() else []
+    facts += [room.facts()] if room and room.facts() and (never or verdict.lacking()) else []
     facts += [f"It can never be placed: {never}"] if never and not coming else []
     if coming:
         facts.append("The autoscaler is adding a node")
@@ -127,27 +131,29 @@ def _no_node(pod: Object, said: str, age: float, evidence: Evidence, wanted: int
 
 def _in_words(count: int, reason: str, selector: str) -> str:
     if found := re.match(r"Insufficient (\S+)", reason):
-        return f"{count} have too little free {found[1]}"
+        return f"{count} with too little free {found[1]}"
     if found := re.search(r"taints?\s*(?:\(s\) )?(\{[^}]*\})", reason):
-        return f"{count} have the taint {found[1]}"
+        return f"{count} with the taint {found[1]}"
+    if "taint" in reason:
+        return f"{count} with a taint that it does not tolerate"
     if "volume node affinity" in reason:
-        return f"{count} are out of reach of its volume"
+        return f"{count} out of reach of its volume"
     if "anti-affinity" in reason:
-        return f"{count} hold a replica already (anti-affinity)"
+        return f"{count} with a replica already (anti-affinity)"
     if "affinity/selector" in reason or "node selector" in reason or "node affinity" in reason:
-        return f"{count} lack the labels asked for" + (f" ({selector})" if selector else "")
+        return f"{count} without the labels asked for" + (f" ({selector})" if selector else "")
     if "unschedulable" in reason:
-        return f"{count} are cordoned"
+        return f"{count} cordoned"
     return f"{count} {reason}" if count else reason
 
 
 def _mend(verdict: _Verdict) -> str:
     """What to do when only the scheduler's words are known."""
     words = " ".join(reason for _, reason in verdict.reasons)
-    mends = ["ask for fewer GPUs or less memory per replica"] if "Insufficient" in words else []
+    mends = ["ask for fewer GPUs or less memory a replica"] if "Insufficient" in words else []
     mends += ["choose a node selector that exists"] if "affinity" in words else []
     mends += ["add a toleration for the taint"] if "taint" in words else []
-    return " or ".join([*mends, "add a node"]).capitalize()
+    return "Mend: " + ", ".join([*mends, "or add a node"])
 
 
 def _busy(pod: Object, verdict: _Verdict, evidence: Evidence) -> str:
@@ -163,7 +169,9 @@ def _busy(pod: Object, verdict: _Verdict, evidence: Evidence) -> str:
         return "Uncordon a node (kubectl uncordon)"
     if any("volume node affinity" in reason for _, reason in verdict.reasons):
         return "Use a volume that every GPU node reaches (ReadWriteMany)"
-    what = "GPUs" if any("gpu" in name for name in verdict.lacking()) else next(iter(verdict.lacking()), "a node")
+    if not verdict.lacking():
+        return "It waits until a node becomes ready or free, or is added"
+    what = "GPUs" if any("gpu" in name for name in verdict.lacking()) else verdict.lacking()[0]
     return f"It waits for {what}: stop another service or job that holds them, or add a node"
 
 
@@ -211,16 +219,13 @@ class _Room:
             return "Choose a node selector that exists, or label a node"
         if self._labelled and not self._open:
             return f"Add a toleration for {quoted(_barring(self._pod, self._labelled[0]), 80)}"
-        if not any(mapping(node, "status", "allocatable").get(self._scarce) for node in self._nodes) and (
-            "nvidia.com" in self._scarce
-        ):
+        if "nvidia.com" in self._scarce and not any(_most(node, self._scarce) for node in self._nodes):
             return "Install the NVIDIA device plugin, or add a GPU node"
         return "Ask for fewer GPUs per replica or fewer replicas, or add nodes"
 
     def _places(self, node: Object) -> int:
-        offered = mapping(node, "status", "allocatable")
-        counts = [_amount(offered.get(name)) // need for name, need in self._asked.items() if need > 0]
-        return int(min(counts, default=self._wanted)) if not _alone(self._pod) else int(min([1, *counts]))
+        counts = [_most(node, name) // need for name, need in self._asked.items() if need > 0]
+        return int(min([*counts, 1 if _alone(self._pod) else self._wanted]))
 
 
 def _alone(pod: Object) -> bool:
@@ -245,7 +250,15 @@ def _requests(pod: Object) -> dict[str, float]:
 
 def _amount(quantity: object) -> float:
     value = number(quantity)
-    return value if math.isfinite(value) and 0 <= value < 1e18 else 0.0
+    return value if math.isfinite(value) and 0 <= value < _UNKNOWN else 0.0
+
+
+def _most(node: Object, name: str) -> float:
+    """What a node can offer of a resource: of devices also those that are ill now and may be mended."""
+    offered, built_in = mapping(node, "status", "allocatable"), mapping(node, "status", "capacity")
+    if "/" in name:
+        return max(_amount(offered.get(name)), _amount(built_in.get(name)))
+    return _amount(offered[name]) if name in offered else _UNKNOWN
 
 
 def _shown(name: str, value: float) -> str:

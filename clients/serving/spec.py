@@ -27,6 +27,9 @@ _SERVED_NAMES = {DEFAULT_MODEL: "qwen3-30b-fp8"}
 #: Half of what this model could do: a longer context leaves the cache room for fewer rows at a time.
 _CONTEXTS = {DEFAULT_MODEL: 131072}
 
+#: Seconds in which requests in flight may end after a stop, before they are cut off.
+_DRAIN_S = 120
+
 #: A claim is for many models over the years; a pod's own folder is on a node's disk, and for one model.
 _CLAIM_SIZE, _FOLDER_SIZE = "3Ti", "200Gi"
 
@@ -182,6 +185,7 @@ class ServingSpec:
         _check_range("replicas", self.replicas, 1, _MAX_REPLICAS)
         _check_range("gpus_per_replica", self.gpus_per_replica, 1, _MAX_GPUS)
         _check_range("max_model_len", self.max_model_len, 0, 1 << 24)
+        _check_range("vllm_args: --shutdown-timeout", self.drain_s, 0, 24 * 3600)
         _check_quantity("cache_size", self.cache_size, at_least="1Gi")
         if self.cpu:
             _check_quantity("cpu", self.cpu, at_least="1")
@@ -241,6 +245,11 @@ class ServingSpec:
         """
         name = self.model_id.rstrip("/").rsplit("/", 1)[-1]
         return "qwen3" if "qwen3" in name.lower() and not _NOT_THINKING.search(name) else ""
+
+    @property
+    def drain_s(self) -> int:
+        """Seconds in which requests in flight may end after a stop."""
+        return vllm_arguments.number(self.extra_arguments, "--shutdown-timeout", _DRAIN_S, least=0)
 
     @property
     def model(self) -> str:

@@ -2,7 +2,18 @@
 
 import re
 
-from clients.serving.evidence import Evidence, Object, condition, is_ready, main_container, objects, quoted, text, whole
+from clients.serving.evidence import (
+    Evidence,
+    Object,
+    condition,
+    is_ready,
+    main_container,
+    mapping,
+    objects,
+    quoted,
+    text,
+    whole,
+)
 
 STAGES = ("created", "scheduling", "pulling", "starting", "downloading", "loading", "compiling", "serving")
 
@@ -21,7 +32,8 @@ _LINES = tuple(
         (r"-(\d+)-of-(\d+)\.\w+:\s*(\d+)%\|", "downloading", "downloading weights, file {} of {} at {} %"),
         (r"(?:Fetching \d+ files|Downloading.{0,40}|\.(?:safetensors|bin|gguf|pt)):\s*(\d+)%\|", "downloading",
          "downloading weights, {} %"),
-        (r"Starting to load model", "loading", "loading the model"),
+        # vLLM shows no progress while it downloads: this line is followed by silence or, with a full cache, by shards.
+        (r"Starting to load model", "downloading", "downloading the model, or about to load it"),
     )
 )  # fmt: skip
 
@@ -43,17 +55,17 @@ def pod_stage(pod: Object, evidence: Evidence) -> tuple[str, str]:
         return "scheduling", "waiting for a node"
     main = main_container(pod)
     status = next((one for one in objects(pod, "status", "containerStatuses") if text(one, "name") == main), {})
-    state = status.get("state")
-    if isinstance(state, dict) and "running" in state:
+    if "running" in mapping(status, "state"):
         stage, words = log_stage(evidence.log(pod))
         restarts = whole(status, "restartCount")
         return stage, f"{words} (restarted {restarts} x)" if restarts else words
     for init in objects(pod, "status", "initContainerStatuses"):
-        if isinstance(init.get("state"), dict) and "running" in init["state"] and not init.get("started"):
+        if "running" in mapping(init, "state") and not init.get("started"):
             return "downloading", f"running its init container {quoted(text(init, 'name'), 60)}"
-    if whole(status, "restartCount") or (isinstance(state, dict) and "terminated" in state):
+    reason = text(status, "state", "waiting", "reason")
+    if reason == "CrashLoopBackOff" or whole(status, "restartCount") or "terminated" in mapping(status, "state"):
         return "starting", "waiting to be restarted"
-    return _before_the_start(pod, text(status, "state", "waiting", "reason"), evidence)
+    return _before_the_start(pod, reason, evidence)
 
 
 def _before_the_start(pod: Object, reason: str, evidence: Evidence) -> tuple[str, str]:

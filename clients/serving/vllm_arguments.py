@@ -120,15 +120,15 @@ def merge(ours: Iterable[Argument], theirs: Sequence[Argument]) -> tuple[Argumen
     return (*(each for each in ours if each.flag not in repeated), *theirs)
 
 
-def number(arguments: Iterable[Argument], flag: str, default: int) -> int:
+def number(arguments: Iterable[Argument], flag: str, default: int, *, least: int = 1) -> int:
     """The whole number that a flag is given last, or the default where the flag is not given.
 
     Raises:
-        SettingsError: what stands there is no whole number above 0.
+        SettingsError: what stands there is no whole number, or below `least`.
     """
     for each in reversed(tuple(arguments)):
         if each.flag == flag:
-            if not (each.value.isascii() and each.value.isdigit() and int(each.value) > 0):
-                raise SettingsError(f"vllm_args: {flag} must be a whole number above 0, found {each.value!r}")
+            if not (each.value.isascii() and each.value.isdigit() and int(each.value) >= least):
+                raise SettingsError(f"vllm_args: {flag} must be a whole number from {least} on, found {each.value!r}")
             return int(each.value)
     return default

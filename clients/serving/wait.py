@@ -17,7 +17,8 @@ from clients.serving.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 3.0
+#: Seconds between two looks, in the first minute and later.
+_FIRST_POLL_S, _POLL_S = 1.0, 3.0
 
 #: Seconds between two reports of a stage that does not change.
 _REPORT_EVERY_S = 60.0
@@ -100,7 +101,7 @@ class _Wait:
                 self._bear(error)
             if time.monotonic() - self._started > self._timeout_s:
                 raise ServingError(self._late(finding))
-            time.sleep(min(_POLL_S, max(0.1, self._timeout_s / 20)))
+            time.sleep(_FIRST_POLL_S if self._waited_s() < 60 else _POLL_S)
 
     def _check_identity(self, snapshot: Snapshot) -> None:
         """Raise ServingError when the service was deleted or replaced: what is there now is not what was applied."""

@@ -89,10 +89,13 @@ def test_only_the_edges_read_the_environment() -> None:
         "clients/batch/footprint.py",  # which allocator Arrow is to use
         "clients/steps/boundary.py",
         "clients/serving/__main__.py",
+        "clients/langfuse_utils.py",  # the replay of traces, an entry point of its own
         "clients/openai_client.py",  # the one-prompt client, an entry point of its own
         "clients/query_vllm.py",
         "clients/local_cache.py",  # XDG_CACHE_HOME, and what pip inherits
         "clients/local_server.py",  # what the server process inherits
+        "components/_embedding.py",  # in the text of the program that pods run first
+        "pipelines/doctor.py",
         "pipelines/settings.py",
         "pipelines/local_run.py",  # what the runner process inherits
     }

@@ -3,7 +3,23 @@
 import datetime as dt
 from typing import Any
 
+from clients.serving.diagnose import Cause, Finding, diagnose
+from clients.serving.snapshot import Snapshot
+
 Object = dict[str, Any]
+
+A, B = "llm-predictor-5d4-a", "llm-predictor-5d4-b"
+SCHEDULER = (
+    "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: yes}, 2 Insufficient nvidia.com/gpu. "
+    "preemption: 0/3 nodes are available: 1 Preemption is not helpful for scheduling, 2 No preemption victims found "
+    "for incoming pod."
+)
+
+#: The words of containerd about an image that the registry does not have.
+NOT_FOUND = (
+    'rpc error: code = NotFound desc = failed to pull and unpack image "docker.io/vllm/vllm-openai:v0.32.0": failed '
+    'to resolve reference "docker.io/vllm/vllm-openai:v0.32.0": docker.io/vllm/vllm-openai:v0.32.0: not found'
+)
 
 NOW = dt.datetime(2026, 5, 4, 12, 0, 0, tzinfo=dt.UTC)
 
@@ -16,7 +32,9 @@ def condition(kind: str, status: str, *, age: float = 120, **fields: Any) -> Obj
     return {"type": kind, "status": status, "lastTransitionTime": ago(age), **fields}
 
 
-def service(*, ready: str = "False", age: float = 600, conditions: list[Object] | None = None, **metadata: Any) -> Object:
+def service(
+    *, ready: str = "False", age: float = 600, conditions: list[Object] | None = None, **metadata: Any
+) -> Object:
     return {
         "metadata": {"name": "llm", "uid": "isvc-1", "creationTimestamp": ago(age), **metadata},
         "spec": {"predictor": {"containers": [{"name": "kserve-container", "image": "vllm/vllm-openai:v0.32.0"}]}},
@@ -146,3 +164,31 @@ def claim(*, phase: str = "Pending", age: float = 120) -> Object:
         "spec": {"accessModes": ["ReadWriteMany"]},
         "status": {"phase": phase},
     }
+
+
+def find(wanted: int = 1, **seen: Any) -> Finding:
+    usual: Object = {"taken_at": NOW, "service": service(), "deployments": (deployment(wanted=0),)}
+    snapshot = Snapshot(**(usual | seen))
+    return diagnose(snapshot, wanted_replicas=wanted)
+
+
+def cause(wanted: int = 1, **seen: Any) -> Cause:
+    found = find(wanted, **seen).cause
+    assert found is not None
+    assert found.message.isprintable()
+    assert len(found.message) <= 540
+    return found
+
+
+def of(pods: Any, logs: Any = None, **seen: Any) -> Cause:
+    pods = pods if isinstance(pods, list) else [pods]
+    return cause(pods=tuple(pods), logs=logs or {}, **seen)
+
+
+def quota(requested: int, used: int, limited: int) -> str:
+    """A quota's refusal of a pod."""
+    gpu = "requests.nvidia.com/gpu"
+    return (
+        f'pods "llm-predictor-5d4-a" is forbidden: exceeded quota: gpus, requested: {gpu}={requested}, '
+        f"used: {gpu}={used}, limited: {gpu}={limited}"
+    )

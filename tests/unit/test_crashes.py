@@ -20,7 +20,7 @@ DEATHS = [
     ),
     ("ValueError: World size (16) is larger than the number of available GPUs (8) in this node.", "bad_argument"),
     (
-        "ValueError: The output_size of gate's and up's weight = 48 is not divisible by weight quantization block_n = 128.",
+        "ValueError: The output_size of gate's weight = 48 is not divisible by weight quantization block_n = 128.",
         "shape",
     ),
     ("huggingface_hub.errors.GatedRepoError: 401 Client Error. (Request ID: Root=1-6)", "hf_access"),
@@ -31,14 +31,9 @@ DEATHS = [
     ("OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them", "hf_access"),
     ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "gpu_memory"),
     ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "gpu_memory"),
+    ("ValueError: (4.54 GiB KV cache is needed, which is larger than the available KV cache memory (1.7", "gpu_memory"),
     (
-        "ValueError: To serve at least one request with the models's max seq len (131072), (4.54 GiB KV cache is needed, "
-        "which is larger than the available KV cache memory (1.71 GiB).",
-        "gpu_memory",
-    ),
-    (
-        "ValueError: The model's max seq len (4096) is larger than the maximum number of tokens that can be stored in KV "
-        "cache (3664).",
+        "ValueError: max seq len (4096) is larger than the maximum number of tokens that can be stored in KV",
         "gpu_memory",
     ),
     ("ValueError: Free memory on device cuda:1 (0.49/79.32 GiB) on startup is less than desired GPU", "gpu_memory"),
@@ -47,7 +42,10 @@ DEATHS = [
     ("RuntimeError: Failed to infer device type, please set the environment variable", "no_gpu"),
     ("exec /usr/bin/python3: exec format error", "architecture"),
     ("RuntimeError: CUDA error: no kernel image is available for execution on the device", "architecture"),
-    ("ValueError: The checkpoint has model type `q9` but Transformers does not recognize this architecture", "architecture"),
+    (
+        "ValueError: The checkpoint has model type `q9` but Transformers does not recognize this architecture",
+        "architecture",
+    ),
     ("ModuleNotFoundError: No module named 'ray'", "ray_missing"),
     ("ValueError: VLLM_PORT 'tcp://10.0.0.1:8000' appears to be a URI. This may be caused by", "vllm_port"),
     ("torch.distributed.DistBackendError: NCCL error in: /pytorch/torch/csrc/x.cpp:94, unhandled system error", "nccl"),
@@ -63,6 +61,32 @@ def test_a_known_death_is_known_behind_any_prefix(line: str, kind: str, prefix: 
     assert found is not None
     assert found[0].kind == kind
     assert found[1].startswith(line.strip()[:40])
+
+
+def test_what_hugging_face_answered_is_told_with_the_line_that_says_most() -> None:
+    log = [
+        "(APIServer pid=1) requests.exceptions.HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co",
+        "(APIServer pid=1) OSError: You are trying to access a gated repo.",
+        "(APIServer pid=1) 401 Client Error. (Request ID: Root=1-69)",
+    ]
+    found = known(log)
+    assert found is not None
+    assert found[1] == "HTTP 401: OSError: You are trying to access a gated repo"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ConnectionError: HTTPSConnectionPool(host='huggingface.co', port=443): timed out",
+        "httpx.ConnectError: [Errno -3] Temporary failure in name resolution",
+        "httpx.ReadTimeout: The read operation timed out",
+        "huggingface_hub.errors.HfHubHTTPError: 429 Client Error: Too Many Requests for url: https://huggingface.co/x",
+    ],
+)
+def test_a_network_that_fails_may_recover(line: str) -> None:
+    found = known([line])
+    assert found is not None
+    assert (found[0].kind, found[0].crashes) == ("hf_access", 4)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +119,9 @@ def test_the_last_words_are_the_exception_not_its_frames_nor_its_echo() -> None:
 
 
 def test_without_an_exception_the_last_line_speaks() -> None:
-    assert last_words(["hello", "Segmentation fault (core dumped)", "   ", "^^^^"]) == "Segmentation fault (core dumped)"
+    assert (
+        last_words(["hello", "Segmentation fault (core dumped)", "   ", "^^^^"]) == "Segmentation fault (core dumped)"
+    )
     assert last_words([]) == ""
 
 
@@ -104,6 +130,7 @@ def test_without_an_exception_the_last_line_speaks() -> None:
     [
         ("token hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345 refused", "AbCdEf"),
         ("Authorization: Bearer abc.def-123456789", "abc.def"),
+        ("authorization: abcdef1234567", "abcdef"),
         ("headers {'authorization': 'Bearer qwertyuiop'}", "qwertyuiop"),
         ("openai key sk-proj-1234567890abcdef", "1234567890"),
         ("unrecognized arguments: --apikey s3cr3tvalue --api-key=topsecret", "topsecret"),
@@ -124,6 +151,7 @@ def test_secrets_do_not_leave(words: str, secret: str) -> None:
     [
         "TypeError: hf_hub_download() got an unexpected argument; hf_transfer, hf_overrides and hf_xet are fine",
         "unrecognized arguments: --max-num-batched-tokens 8192 --thinking-token-budget 100",
+        "pull access denied, may require authorization: authorization failed: no basic auth credentials",
         "max_num_batched_tokens=8192 is smaller than max_model_len",
     ],
 )
@@ -145,5 +173,5 @@ def test_any_words_become_one_line(words: str, limit: int) -> None:
 
 @given(st.lists(st.text(max_size=200), max_size=20))
 def test_any_log_can_be_read(log: list[str]) -> None:
-    assert len(last_words(log)) <= 220
+    assert len(last_words(log)) <= 260
     known(log)

@@ -226,10 +226,10 @@ class KubernetesServer:
             TimeoutError: it never did.
         """
         deadline = time.monotonic() + timeout_s
-        with self.storage.changed:
-            while not (found := reached()):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"not reached in {timeout_s} s")
+        while not (found := reached()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not reached in {timeout_s} s")
+            with self.storage.changed:  # not held while it asks: `reached` may well send requests
                 self.storage.changed.wait(0.02)
         return found
 

@@ -1,4 +1,4 @@
-"""Events as the controllers, the scheduler and the kubelets of a real cluster write them, and the clock they live by."""
+"""Events as the parts of a real cluster write them, and the clock that its stand-ins live by."""
 
 import hashlib
 import time
@@ -46,8 +46,13 @@ class Recorder:
         event["source"] = {"component": component} | ({"host": host} if host else {})
         self._create(event | {"reportingComponent": component, "reportingInstance": host})
 
+    def add_once(self, about: Obj, kind: str, reason: str, message: str, component: str) -> None:
+        """An event, unless it has been written before."""
+        if self._find(about, reason, message) is None:
+            self.add(about, kind, reason, message, component)
+
     def add_scheduling(self, about: Obj, kind: str, reason: str, message: str) -> None:
-        """An event of the scheduler, which uses the newer API: read as core/v1 it has an eventTime and no timestamps."""
+        """An event of the scheduler, in the newer API: read as core/v1 it has an eventTime and no timestamps."""
         old = self._find(about, reason, message)
         if old is not None:
             count = (old.get("series") or {"count": 1})["count"] + 1

@@ -26,7 +26,8 @@ _SERVICE_PORTS = (("port", None), ("protocol", "TCP"))
 _SETS = frozenset({"finalizers"})
 _ATOMIC = frozenset({"nodeSelector", "selector", "labelSelector", "matchLabels", "secretKeyRef", "fieldRef"})
 
-_SYSTEM = frozenset(
+#: Metadata that the server gives, or that is the object's address.
+SYSTEM_FIELDS = frozenset(
     {"name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"}
     | {"deletionGracePeriodSeconds", "managedFields", "selfLink"}
 )
@@ -61,7 +62,7 @@ def paths_of(obj: dict[str, Any], *, without: frozenset[str] = frozenset()) -> d
         if name in ("apiVersion", "kind") or name in without:
             continue
         if name == "metadata":
-            value = {key: inner for key, inner in value.items() if key not in _SYSTEM}
+            value = {key: inner for key, inner in value.items() if key not in SYSTEM_FIELDS}
             if not value:
                 continue
         found |= dict(_walk((f"f:{name}",), name, value))

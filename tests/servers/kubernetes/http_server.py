@@ -53,6 +53,7 @@ class Listener:
             answer = staticmethod(respond)
 
         self._connections: set[socket.socket] = set()
+        self._cut: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", port), Handler)
         self.port: int = self._server.server_address[1]
@@ -66,12 +67,17 @@ class Listener:
     def closed(self, connection: socket.socket) -> None:
         with self._lock:
             self._connections.discard(connection)
+            self._cut.discard(connection)
 
     def cut_all(self) -> None:
         """Reset every open connection."""
         with self._lock:
             for connection in self._connections:
+                self._cut.add(connection)
                 reset(connection)
+
+    def was_cut(self, connection: socket.socket) -> bool:
+        return self.closing.is_set() or connection in self._cut
 
     def close(self) -> None:
         """Stop listening and reset what is open."""
@@ -150,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve  # noqa: N815
 
     def _alive(self) -> bool:
-        if self.owner.closing.is_set():
+        if self.owner.was_cut(self.connection):
             return False
         readable, _, _ = select.select([self.connection], [], [], 0)
         return not readable or bool(self.connection.recv(1, socket.MSG_PEEK))
@@ -169,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(self._head(response, ("Transfer-Encoding", "chunked")))
         for line in response.stream:
             self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-        if self.owner.closing.is_set():
+        if self.owner.was_cut(self.connection):
             reset(self.connection)
             self.close_connection = True
         else:

@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast
 
 from tests.servers.kubernetes import apply as applying
-from tests.servers.kubernetes.kinds import KINDS, NAMESPACE, POD, QUOTA, Kind, Obj
-from tests.servers.kubernetes.rules import check, check_change, fill_in, quota_refusal
+from tests.servers.kubernetes.fieldsets import SYSTEM_FIELDS
+from tests.servers.kubernetes.kinds import INFERENCE_SERVICE, KINDS, NAMESPACE, POD, QUOTA, Kind, Obj
+from tests.servers.kubernetes.rules import check, check_change, fill_in, quota_refusal, unknown_fields
+from tests.servers.kubernetes.schema_words import is_unknown, is_untyped, worded
 from tests.servers.kubernetes.statuses import (
     Refusal,
     already_exists,
@@ -25,9 +27,6 @@ Admission = Callable[[str, Kind, Obj, Obj | None], None]
 
 Validator = Callable[[Obj], list[str]]
 Propagation = Literal["Background", "Foreground", "Orphan"]
-
-_UNKNOWN = ("not declared", "unknown field", "Additional properties")
-_WRONG_TYPE = ("expected ", "is not of type", "duplicate", "must be of type")
 
 
 class Objects:
@@ -213,7 +212,8 @@ class Objects:
                 self.end_foreground()
             return self.storage.read(kind, namespace, name)
 
-    def _check_preconditions(self, kind: Kind, meta: Obj, uid: str | None, version: str | None) -> None:
+    @staticmethod
+    def _check_preconditions(kind: Kind, meta: Obj, uid: str | None, version: str | None) -> None:
         checks = (
             ("UID", uid, meta["uid"], "might have been deleted and then recreated"),
             ("ResourceVersion", version, meta["resourceVersion"], "might have been modified"),
@@ -293,12 +293,20 @@ class Objects:
 
     # ----------------------------------------------------------------- schema
 
-    def _problems(self, obj: Obj) -> list[str]:
-        return self.validator(copy.deepcopy(obj)) if self.validator is not None else []
+    def _problems(self, kind: Kind, obj: Obj) -> list[str]:
+        obj = {key: value for key, value in obj.items() if key != "status"}
+        if not kind.brought_by:
+            return unknown_fields(kind, obj)
+        if self.validator is None:
+            return []
+        obj = copy.deepcopy(obj)
+        for field in SYSTEM_FIELDS - {"name", "namespace"}:
+            obj["metadata"].pop(field, None)
+        return worded(self.validator(obj), loose=kind is not INFERENCE_SERVICE)
 
     def _check_typed(self, kind: Kind, patch: Obj) -> None:
-        problems = self._problems({key: value for key, value in patch.items() if key != "status"})
-        wrong = [problem for problem in problems if any(words in problem for words in _UNKNOWN + _WRONG_TYPE)]
+        problems = self._problems(kind, patch)
+        wrong = [problem for problem in problems if is_untyped(problem)]
         if wrong:
             raise untyped(kind, patch, wrong)
         self._refuse_values(kind, patch, problems)
@@ -309,8 +317,8 @@ class Objects:
         Raises:
             Refusal: 400 for unknown fields where they are not allowed, 422 for wrong values.
         """
-        problems = self._problems({key: value for key, value in obj.items() if key != "status"})
-        unknown = [problem for problem in problems if any(words in problem for words in _UNKNOWN)]
+        problems = self._problems(kind, obj)
+        unknown = [problem for problem in problems if is_unknown(problem)]
         self._refuse_values(kind, obj, [problem for problem in problems if problem not in unknown])
         fields = [problem.split(": ")[0].lstrip(".") for problem in unknown]
         if unknown and strict:
@@ -341,7 +349,7 @@ def _clean(kind: Kind, namespace: str, obj: Any, *, applied: bool = False) -> Ob
     """
     if not isinstance(obj, dict) or not isinstance(obj.get("metadata", {}), dict):
         raise refusal(400, "the object provided is unrecognized (must be of type Object)")
-    obj = cast(Obj, copy.deepcopy(obj))
+    obj = copy.deepcopy(obj)
     said = (obj.setdefault("apiVersion", kind.api_version), obj.setdefault("kind", kind.kind))
     if said != (kind.api_version, kind.kind):
         raise refusal(400, f"the API version in the data ({said[0]}) does not match the expected ({kind.api_version})")
@@ -357,7 +365,7 @@ def _clean(kind: Kind, namespace: str, obj: Any, *, applied: bool = False) -> Ob
     for key in ("creationTimestamp", "deletionTimestamp", "generation", "uid"):
         if applied or key != "uid":
             meta.pop(key, None)
-    return obj
+    return cast(Obj, obj)
 
 
 def _prune(obj: Any, path: str) -> None:

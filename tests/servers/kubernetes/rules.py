@@ -151,6 +151,35 @@ def _without_size(claim: Obj) -> Obj:
     return {key: value for key, value in claim["spec"].items() if key not in ("resources", "volumeName")}
 
 
+_TOP = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
+_FIELDS = {
+    "Secret": frozenset({"data", "stringData", "type", "immutable"}),
+    "ConfigMap": frozenset({"data", "binaryData", "immutable"}),
+}
+_SPEC_FIELDS = {
+    "PersistentVolumeClaim": frozenset(
+        {"accessModes", "resources", "storageClassName", "volumeMode", "volumeName", "selector", "dataSource"}
+        | {"dataSourceRef", "volumeAttributesClassName"}
+    ),
+    "Service": frozenset(
+        {"ports", "selector", "clusterIP", "clusterIPs", "type", "externalIPs", "sessionAffinity", "externalName"}
+        | {"loadBalancerIP", "internalTrafficPolicy", "externalTrafficPolicy", "ipFamilies", "ipFamilyPolicy"}
+        | {"publishNotReadyAddresses", "allocateLoadBalancerNodePorts", "sessionAffinityConfig", "healthCheckNodePort"}
+    ),
+}
+
+
+def unknown_fields(kind: Kind, obj: Obj) -> list[str]:
+    """Fields that the few core kinds that a pipeline writes do not have."""
+    found = []
+    if kind.kind in _FIELDS:
+        found += [f".{name}" for name in obj if name not in _TOP | _FIELDS[kind.kind] or name == "spec"]
+    if kind.kind in _SPEC_FIELDS:
+        found += [f".{name}" for name in obj if name not in _TOP]
+        found += [f".spec.{name}" for name in obj.get("spec") or {} if name not in _SPEC_FIELDS[kind.kind]]
+    return [f"{path}: field not declared in schema" for path in found]
+
+
 def fill_in(kind: Kind, obj: Obj) -> None:
     """The defaults of core kinds, and the Secret's `stringData`."""
     spec = obj.get("spec") or {}
@@ -221,6 +250,14 @@ def quota_refusal(pod: Obj, quotas: list[Obj], pods: list[Obj]) -> Refusal | Non
             why = f"exceeded quota: {quota['metadata']['name']}, requested: {rows[0]}, used: {rows[1]}, "
             return forbidden(POD, pod["metadata"]["name"], why + f"limited: {rows[2]}")
     return None
+
+
+def quota_status(quota: Obj, pods: list[Obj]) -> Obj:
+    """What the quota controller writes: the limits, and what counts against them."""
+    hard = (quota.get("spec") or {}).get("hard") or {}
+    rows = [_counted(pod) for pod in pods]
+    used = {name: f"{sum((row.get(name, Decimal(0)) for row in rows), Decimal(0)):f}" for name in hard}
+    return {"hard": dict(hard), "used": used}
 
 
 def _counted(pod: Obj) -> dict[str, Decimal]:

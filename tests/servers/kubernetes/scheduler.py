@@ -7,7 +7,6 @@ from tests.servers.kubernetes.events import Clock, Recorder
 from tests.servers.kubernetes.kinds import CLAIM, NODE, POD, STORAGE_CLASS, Obj
 from tests.servers.kubernetes.objects import Objects
 from tests.servers.kubernetes.rules import amount, requests_of
-from tests.servers.kubernetes.storage import now
 from tests.servers.kubernetes.workloads import with_condition
 
 _AGAIN_S = 60.0  # a pod that does not fit is tried, and told of, again after so long, or when something changes
@@ -26,7 +25,11 @@ def gpu_node(
     labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}
     if gpus:
         room["nvidia.com/gpu"] = str(gpus)
-        labels |= {"nvidia.com/gpu.product": product, "nvidia.com/gpu.present": "true", "nvidia.com/gpu.count": str(gpus)}
+        labels |= {
+            "nvidia.com/gpu.product": product,
+            "nvidia.com/gpu.present": "true",
+            "nvidia.com/gpu.count": str(gpus),
+        }
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "kubelet is posting ready status"}
     spec: Obj = {"taints": list(taints)} if taints else {}
     if unschedulable:
@@ -82,9 +85,7 @@ class Scheduler:
 
     def _set_scheduled(self, pod: Obj, status: str, reason: str, message: str) -> None:
         state = dict(pod.get("status") or {})
-        state["conditions"] = with_condition(
-            state.get("conditions") or [], "PodScheduled", status, reason, message
-        )
+        state["conditions"] = with_condition(state.get("conditions") or [], "PodScheduled", status, reason, message)
         self._objects.storage.update(POD, pod | {"status": state})
 
     # ---------------------------------------------------------------- reasons
@@ -143,7 +144,9 @@ def _message(nodes: list[Obj], blocked: str, reasons: dict[str, list[str]]) -> s
         return f"0/{total} nodes are available: {blocked}. {helpless}{total} Preemption is not helpful for scheduling."
     counted = Counter(reason for found in reasons.values() for reason in found)
     listed = ", ".join(sorted(f"{count} {reason}" for reason, count in counted.items()))
-    full = sum(all("Insufficient" in reason or "anti-affinity" in reason for reason in found) for found in reasons.values())
+    full = sum(
+        all("Insufficient" in reason or "anti-affinity" in reason for reason in found) for found in reasons.values()
+    )
     ends = [f"{total - full} Preemption is not helpful for scheduling"] if total - full else []
     ends += [f"{full} No preemption victims found for incoming pod"] if full else []
     return f"0/{total} nodes are available: {listed}. {helpless}{', '.join(sorted(ends))}."
@@ -195,20 +198,15 @@ def _lacking(spec: Obj, node: Obj, pods: list[Obj]) -> list[str]:
 
 
 def _kept_apart(pod: Obj, on_node: list[Obj]) -> bool:
-    """Whether a required anti-affinity keeps the pod from a node's pods; every topology key counts as the node's own."""
+    """Whether a required anti-affinity keeps the pod from a node's pods; any topology key is taken for the node's."""
     apart = (pod["spec"].get("affinity") or {}).get("podAntiAffinity") or {}
     for term in apart.get("requiredDuringSchedulingIgnoredDuringExecution") or []:
         wanted = (term.get("labelSelector") or {}).get("matchLabels") or {}
         rows = (term.get("labelSelector") or {}).get("matchExpressions") or []
         for other in on_node:
             labels = other["metadata"].get("labels") or {}
+            near = other["metadata"]["namespace"] == pod["metadata"]["namespace"]
             same = all(labels.get(key) == value for key, value in wanted.items())
-            if other["metadata"]["namespace"] == pod["metadata"]["namespace"] and same:
-                if all(_expression(labels, row) for row in rows):
-                    return True
+            if near and same and all(_expression(labels, row) for row in rows):
+                return True
     return False
-
-
-def stamp(pod: Obj) -> Obj:
-    """A pod's status as its kubelet first writes it."""
-    return {**(pod.get("status") or {}), "phase": "Pending", "startTime": now(), "qosClass": "Guaranteed"}

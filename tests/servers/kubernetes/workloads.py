@@ -10,7 +10,7 @@ from tests.servers.kubernetes.objects import Objects
 from tests.servers.kubernetes.statuses import Refusal
 from tests.servers.kubernetes.storage import now
 
-_RETRY_S = 10.0  # after a pod was refused
+_RETRY_S = (5.0, 300.0)  # after a pod was refused: at first, doubled each time, and at most
 
 
 def condition_of(obj: Obj, kind: str) -> Obj:
@@ -52,6 +52,7 @@ class ReplicaSets:
         self._recorder = recorder
         self._clock = clock
         self._retry_at: dict[str, float] = {}
+        self._pause_s: dict[str, float] = {}
 
     def step(self) -> None:
         for found in self._objects.storage.find(REPLICA_SET):
@@ -80,11 +81,11 @@ class ReplicaSets:
             try:
                 self._create(found)
             except Refusal as refused:
-                self._retry_at[uid] = self._clock.now_s() + _RETRY_S
+                pause = self._pause_s.get(uid, _RETRY_S[0])
+                self._retry_at[uid] = self._clock.now_s() + pause
+                self._pause_s[uid] = min(2 * pause, _RETRY_S[1])
                 said = str(refused)
-                self._recorder.add(
-                    found, "Warning", "FailedCreate", f"Error creating: {said}", "replicaset-controller"
-                )
+                self._recorder.add(found, "Warning", "FailedCreate", f"Error creating: {said}", "replicaset-controller")
                 return said
         return ""
 
@@ -108,7 +109,7 @@ class ReplicaSets:
             conditions = with_condition(conditions, "ReplicaFailure", "True", "FailedCreate", failure)
         elif failure == "":
             conditions = [row for row in conditions if row["type"] != "ReplicaFailure"]
-        status = {"replicas": len(alive), "readyReplicas": ready, "availableReplicas": ready}
+        status: Obj = {"replicas": len(alive), "readyReplicas": ready, "availableReplicas": ready}
         status |= {"observedGeneration": meta["generation"], "conditions": conditions}
         current = self._objects.storage.read(REPLICA_SET, meta["namespace"], meta["name"])
         if current is not None:

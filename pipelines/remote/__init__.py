@@ -1,0 +1,1 @@
+"""The hand-off to a Kubeflow Pipelines API: connect, submit, follow, schedule."""

@@ -1,0 +1,313 @@
+"""`python -m pipelines.run --host …` as a person types it, against a Kubeflow Pipelines API on a socket."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.remote.parameters import Package
+from tests.servers.kfp_api import Frame, KfpApi, Seen, Store
+
+ROOT = Path(__file__).resolve().parents[2]
+URL = ("--url", "http://vllm.ml:8000/v1")
+RUNS = "/apis/v2beta1/runs"
+
+CHECKED = {"event": "prompts.checked", "rows": 30, "invalid": 0, "repeated_ids": 0, "duplicates": 0}
+PLANNED = {"event": "shards.planned", "plan": "p", "rows": 30, "rows_of_shard": [20, 10]}
+MERGED = {"event": "results.merged", "rows": 30, "outcomes": {"ok": 29, "rejected": 1}, "duration_s": 12.0}
+FAILED = {"event": "step.failed", "step": "gate", "error": "9 of 30 rows went wrong (rejected 9)", "exit_code": 1}
+DONE = {"check-prompts": "SUCCEEDED", "resolve-endpoint": "SUCCEEDED", "plan-shards": "SUCCEEDED"}
+ENDED = {**DONE, "run-shard": ["SUCCEEDED"] * 2, "merge-shards": "SUCCEEDED"}
+
+
+def progress(shard: int, done: int, rows: int) -> dict[str, Any]:
+    numbers = {"done": done, "reused": 0, "output_tokens": done * 9, "in_flight": 2, "outcomes": {"ok": done}}
+    return {"event": "shard.progress", "shard": shard, "rows": rows, **numbers}
+
+
+LOGS = {"check-prompts": [CHECKED], "plan-shards": [PLANNED], "merge-shards": [MERGED]}
+AT_WORK = Frame(
+    steps={**DONE, "run-shard": ["RUNNING", "RUNNING"]},
+    logs={**LOGS, "run-shard#0": [progress(0, 5, 20)], "run-shard#1": [progress(1, 10, 10)]},
+)
+GOOD = [AT_WORK, Frame(state="SUCCEEDED", steps={**ENDED, "gate": "SUCCEEDED"}, logs=LOGS)]
+BAD = [AT_WORK, Frame(state="FAILED", steps={**ENDED, "gate": "FAILED"}, logs={**LOGS, "gate": [FAILED]})]
+
+
+def environment() -> dict[str, str]:
+    dropped = ("OPENAI_", "COV_", "KF_PIPELINES", "KFP_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return {**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "pipelines.run", *map(str, arguments)]
+
+
+def run(cwd: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment() | more,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture
+def api() -> Iterator[KfpApi]:
+    with KfpApi(store=Store(script=lambda _: GOOD), pages=True) as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hello"}\n{"prompt": "bye"}\n')
+    return tmp_path
+
+
+def wait_until(fact: Callable[[], Any], timeout_s: float = 20) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if fact():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+class TestSubmission:
+    def test_a_run_is_submitted_followed_and_told(self, api: KfpApi, folder: Path) -> None:
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, "--max-tokens", "64", "--shards", "2")
+        assert done.returncode == 0, done.stderr
+        (body,) = api.sent("POST", RUNS)
+        arguments = body["runtime_config"]["parameters"]
+        assert arguments.pop("prompts").startswith("inline:jsonl:")
+        assert arguments == {
+            "endpoint_url": "http://vllm.ml:8000/v1",
+            "request_defaults": {"max_tokens": 64},
+            "shards": 2,
+        }
+        assert body["pipeline_spec"] == Package.named("batch_client").spec
+        (run_id,) = api.store.runs
+        assert done.stdout.splitlines() == [
+            f"{api.host}/#/runs/details/{run_id}",
+            "30 rows · ok 29 · rejected 1 · 12 s",
+            f"Succeeded. Report, metrics and results: {api.host}/#/runs/details/{run_id}",
+        ]
+        assert "30 rows checked" in done.stderr
+        assert '"event": "run.progress", "rows": 30, "done": 15' in done.stderr
+        assert "done      Run shard (2 shards)" in done.stderr
+
+    def test_without_an_endpoint_the_model_is_deployed(self, api: KfpApi, folder: Path) -> None:
+        more = ("--set", "profile=throughput", "--set", "replicas=4", "--set", 'node_selector={"zone": "a"}')
+        kubeflow = ("--experiment", "nightly", "--service-account", "runner", "--pipeline-root", "s3://b/root")
+        named = ("--run-name", "mine", "--no-wait")
+        done = run(folder, "-i", "s3://b/p.jsonl", "--host", api.host, *more, *kubeflow, *named)
+        assert done.returncode == 0, done.stderr
+        (body,) = api.sent("POST", RUNS)
+        parameters = {"prompts": "s3://b/p.jsonl", "profile": "throughput", "replicas": 4}
+        assert body["runtime_config"] == {
+            "parameters": {**parameters, "node_selector": {"zone": "a"}},
+            "pipeline_root": "s3://b/root",
+        }
+        assert (body["display_name"], body["service_account"]) == ("mine", "runner")
+        assert body["pipeline_spec"] == Package.named("batch_inference").spec
+        assert [each["display_name"] for each in api.store.experiments.values()] == ["nightly"]
+        assert f"Follow it with: python -m pipelines.run --host {api.host} --follow " in done.stdout
+
+    def test_a_dry_run_sends_nothing(self, folder: Path) -> None:
+        done = run(folder, "--prompts", "p.jsonl", "--host", "http://nowhere.invalid", *URL, "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert "Would run batch_client (batch-client-" in done.stdout
+        assert 'endpoint_url      "http://vllm.ml:8000/v1"' in done.stdout
+
+    def test_a_large_file_is_staged(self, api: KfpApi, folder: Path) -> None:
+        (folder / "large.jsonl").write_text(
+            "".join(json.dumps({"prompt": os.urandom(90).hex()}) + "\n" for _ in range(900))
+        )
+        done = run(folder, "--prompts", "large.jsonl", "--host", api.host, *URL, "--no-wait")
+        assert done.returncode == 2
+        assert "is too large to travel inside the run. Give --staging s3://bucket/folder" in done.stderr
+        staging = f"file://{folder}/store"
+        done = run(folder, "--prompts", "large.jsonl", "--host", api.host, *URL, "--no-wait", "--staging", staging)
+        assert done.returncode == 0, done.stderr
+        (body,) = api.sent("POST", RUNS)
+        uri = body["runtime_config"]["parameters"]["prompts"]
+        assert Path(uri.removeprefix("file://")).read_bytes() == (folder / "large.jsonl").read_bytes()
+
+    def test_a_bare_forwarded_api_says_how_to_look(self, api: KfpApi, folder: Path) -> None:
+        api.pages = False
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, "--no-wait")
+        assert "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80" in done.stderr
+
+    def test_host_and_token_may_come_from_the_environment(self, api: KfpApi, folder: Path) -> None:
+        api.token = "right"
+        arguments = ("--prompts", "p.jsonl", "--host", *URL, "--no-wait")
+        done = run(folder, *arguments, KF_PIPELINES_ENDPOINT=api.host, KFP_TOKEN="right")
+        assert done.returncode == 0, done.stderr
+        done = run(folder, *arguments, KF_PIPELINES_ENDPOINT=api.host, KFP_TOKEN="wrong")
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1
+        assert "wrong" not in done.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((*URL, "--set", "replicas=4"), "batch_client has no parameter 'replicas'"),
+            (("--set", "replicsa=4"), "Did you mean replicas?"),
+            (("--set", "replicas=many"), "expected a whole number"),
+            (("--set", "replicas"), "expected NAME=VALUE"),
+            (("--output", "results"), "pods cannot see this machine's folders"),
+            (("--url", "http://localhost:8000/v1"), "localhost is each pod itself there"),
+            (("--shards", "0"), "--shards must be at least 1"),
+            (("--max-error-rate", "7"), "must be between 0 and 1"),
+            (("--retry", "nonsense"), "'nonsense' is no outcome"),
+            (("--namespace", "ml", "--prompts", "none.jsonl"), "no such file: none.jsonl"),
+        ],
+    )
+    def test_mistakes_are_told_before_anything_is_sent(
+        self, api: KfpApi, folder: Path, arguments: tuple[str, ...], message: str
+    ) -> None:
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *arguments)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert not [seen for seen in api.requests if seen.method != "GET"]
+
+    def test_prompts_are_needed(self, api: KfpApi, folder: Path) -> None:
+        done = run(folder, "--host", api.host, *URL)
+        assert (done.returncode, "Give --prompts" in done.stderr) == (2, True)
+        done = run(folder, "--prompts", "p.jsonl", "--no-wait", *URL)
+        assert "Give its address, such as --host http://localhost:8080" in done.stderr
+
+
+class TestFollowing:
+    @pytest.mark.parametrize("way", ["pages", "api"])
+    @pytest.mark.parametrize("names", [True, False])
+    def test_a_failing_step_says_why(self, api: KfpApi, folder: Path, way: str, names: bool) -> None:
+        api.store.script, api.pages, api.store.with_pod_names = lambda _: BAD, way == "pages", names
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == "error: Gate: 9 of 30 rows went wrong (rejected 9)"
+        assert "failed    Gate" in done.stderr
+
+    def test_without_logs_the_states_and_kubeflows_own_words_are_told(self, api: KfpApi, folder: Path) -> None:
+        ended = {**DONE, "run-shard": ["SUCCEEDED", "FAILED"]}
+        frame = Frame(state="FAILED", steps=ended, errors={"run-shard": "OOMKilled (exit code 137)"})
+        api.store.script, api.pages, api.logs = (lambda _: [AT_WORK, frame]), False, False
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == "error: Run shard failed: OOMKilled (exit code 137)"
+        assert "failed    Run shard (1 of 2 shards)" in done.stderr
+
+    def test_the_one_failed_shard_of_many_is_found(self, api: KfpApi, folder: Path) -> None:
+        states = ["SUCCEEDED"] * 90 + ["FAILED"] + ["SUCCEEDED"] * 30
+        failed = {"event": "step.failed", "step": "run_shard", "error": "the disk is full", "exit_code": 1}
+        logs = {f"run-shard#{shard}": [progress(shard, 1, 1)] for shard in range(121)} | {"run-shard#90": [failed]}
+        api.store.script = lambda _: [Frame(state="FAILED", steps={**DONE, "run-shard": states}, logs=logs)]
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
+        assert done.stderr.splitlines()[-1] == "error: Run shard: the disk is full"
+        assert "failed    Run shard (1 of 121 shards)" in done.stderr
+
+    def test_faults_on_the_way_are_survived(self, api: KfpApi, folder: Path) -> None:
+        looks = list[Seen]()
+
+        def away(seen: Seen) -> int | str | None:
+            if seen.method == "GET" and seen.path.startswith(f"{RUNS}/"):
+                looks.append(seen)
+                return [None, 503, "reset", 429, 502, 500, 503][len(looks) - 1] if len(looks) < 8 else None
+            return None
+
+        api.faults = away
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("Trying again; the run goes on meanwhile") == 1
+        assert "the API answers again" in done.stderr
+
+    def test_ctrl_c_lets_the_run_go_on_and_says_how_to_come_back(self, api: KfpApi, folder: Path) -> None:
+        api.store.script = lambda _: [AT_WORK] * 1000
+        process = subprocess.Popen(
+            command("--prompts", "p.jsonl", "--host", api.host, *URL),
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert wait_until(lambda: [each for each in api.store.runs.values() if each.looks >= 2])
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 130
+        ((run_id, stored),) = api.store.runs.items()
+        assert stored.ended_by_hand == ""
+        assert f"follow it again:  python -m pipelines.run --host {api.host} --follow {run_id}" in errors
+        assert f"end it:           python -m pipelines.run --host {api.host} --terminate {run_id}" in errors
+        assert errors.splitlines()[-1] == "error: stopped following"
+        done = run(folder, "--host", api.host, "--terminate", run_id)
+        assert (done.returncode, stored.ended_by_hand) == (0, "CANCELED")
+        done = run(folder, "--host", api.host, "--follow", run_id)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == "error: the run was terminated"
+
+    def test_a_login_that_ends_meanwhile_does_not_hide_the_run(self, api: KfpApi, folder: Path) -> None:
+        api.store.script = lambda _: [AT_WORK] * 1000
+        api.cookie = "session=1"
+        looks = list[Seen]()
+
+        def ended(seen: Seen) -> None:
+            looks.append(seen)
+            if len(looks) > 12:
+                api.cookie, api.login = "session=2", 302
+
+        api.faults = ended
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, KFP_COOKIE="session=1")
+        assert done.returncode == 2
+        assert "this host asks for a login: The session in KFP_COOKIE has ended" in done.stderr.splitlines()[-1]
+        assert "follow it again:" in done.stderr
+
+    def test_a_run_that_does_not_exist(self, api: KfpApi, folder: Path) -> None:
+        for flag in ("--follow", "--resume", "--terminate"):
+            done = run(folder, "--host", api.host, flag, "none")
+            assert done.returncode == 2
+            assert "there is no run none" in done.stderr
+
+
+class TestResume:
+    def test_the_earlier_arguments_are_sent_again_with_what_was_given_on_top(self, api: KfpApi, folder: Path) -> None:
+        first = ("--max-tokens", "64", "--param", "top_k=20", "--shards", "8", "--retry", "truncated")
+        kubeflow = ("--experiment", "mine", "--service-account", "runner", "--no-wait")
+        assert run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, *first, *kubeflow).returncode == 0
+        (earlier,) = api.store.runs
+        again = ("--resume", earlier, "--max-tokens", "128", "--shards", "2", "--no-wait")
+        done = run(folder, "--host", api.host, *again)
+        assert done.returncode == 0, done.stderr
+        one, two = api.sent("POST", RUNS)
+        before, after = (body["runtime_config"]["parameters"] for body in (one, two))
+        assert after == before | {"request_defaults": {"max_tokens": 128, "top_k": 20}, "shards": 2}
+        assert isinstance(after["options"]["retry"], list)
+        assert two["experiment_id"] == one["experiment_id"]
+        assert (two["service_account"], two["display_name"][:2]) == ("runner", "p ")
+        assert two["pipeline_spec"] == one["pipeline_spec"]
+
+    def test_arguments_that_this_version_has_not_are_left_out_and_said(self, api: KfpApi, folder: Path) -> None:
+        arguments = {"prompts": "s3://b/p", "endpoint_url": "http://vllm", "gone": 1}
+        experiment = api.store.create_experiment({"display_name": "Default"})["experiment_id"]
+        body = {"experiment_id": experiment, "pipeline_spec": Package.named("batch_client").spec, "display_name": "old"}
+        earlier = api.store.create_run({**body, "runtime_config": {"parameters": arguments}})["run_id"]
+        done = run(folder, "--host", api.host, "--resume", earlier, "--no-wait")
+        assert done.returncode == 0, done.stderr
+        assert f"gone of run {earlier} is left out" in done.stderr
+        (sent,) = api.sent("POST", RUNS)
+        assert "gone" not in sent["runtime_config"]["parameters"]
