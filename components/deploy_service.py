@@ -52,7 +52,7 @@ def deploy_service(
         hf_secret: Name of the Secret whose key HF_TOKEN is the Hugging Face token; empty for public models.
         model_cache: Name of the PersistentVolumeClaim for model files; made if absent, never deleted. Empty for none.
         storage_class: Storage class of the model cache when it is made; empty takes the cluster's default.
-        cache_size: Size of the model cache when it is made; empty takes 3Ti.
+        cache_size: Size of the model cache when it is made.
         cpu: CPUs of each replica; empty takes a number that fits its GPUs.
         memory: Memory of each replica; empty takes an amount that fits its GPUs.
 

@@ -47,7 +47,7 @@ def batch_inference(
     hf_secret: str = "hf-secret",  # noqa: S107  (the name of a Secret, not its value)
     model_cache: str = "model-cache",
     storage_class: str = "",
-    cache_size: str = "",
+    cache_size: str = "3Ti",
     service_name: str = "",
     after_run: str = "delete",
     ready_timeout_s: int = 7200,
@@ -88,7 +88,7 @@ def batch_inference(
         hf_secret: Name of the Secret whose key HF_TOKEN is the Hugging Face token; empty for public models.
         model_cache: Name of the PersistentVolumeClaim for model files; made if absent, never deleted. Empty for none.
         storage_class: Storage class of the model cache when it is made; empty takes the cluster's default.
-        cache_size: Size of the model cache when it is made; empty takes 3Ti.
+        cache_size: Size of the model cache when it is made.
         service_name: Name of an InferenceService to make or to use again. Empty makes one for this run alone.
         after_run: What becomes of a service made here after the run: delete, stop (keeps the object without pods) or
             keep.
