@@ -18,11 +18,18 @@ ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 KOREAN = (ROOT / "README_ko.md").read_text(encoding="utf-8")
 ENGINE_ENGLISH = (ROOT / "docs/engine.md").read_text(encoding="utf-8")
 ENGINE_KOREAN = (ROOT / "docs/engine_ko.md").read_text(encoding="utf-8")
+SERVING_ENGLISH = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+SERVING_KOREAN = (ROOT / "docs/serving_ko.md").read_text(encoding="utf-8")
 
 #: Commands whose flags the pages name.
 COMMANDS = (
     ("-m", "pipelines.run"),
     ("-m", "pipelines.compile"),
+    ("-m", "pipelines.doctor"),
+    ("-m", "pipelines.run", "--host", "x"),
+    ("-m", "pipelines.schedule"),
+    ("-m", "pipelines.schedule", "create"),
+    *(("-m", "clients.serving", command) for command in ("manifest", "deploy", "status", "release", "sweep")),
     ("-m", "clients.batch"),
     ("-m", "clients.fake_vllm"),
     ("clients/query_vllm.py",),
@@ -62,7 +69,9 @@ def flags(text: str) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]+", text))
 
 
-@pytest.mark.parametrize(("english", "korean"), [(ENGLISH, KOREAN), (ENGINE_ENGLISH, ENGINE_KOREAN)])
+@pytest.mark.parametrize(
+    ("english", "korean"), [(ENGLISH, KOREAN), (ENGINE_ENGLISH, ENGINE_KOREAN), (SERVING_ENGLISH, SERVING_KOREAN)]
+)
 def test_both_have_the_same_headings_tables_and_code(english: str, korean: str) -> None:
     assert headings(english) == headings(korean)
     assert tables(english) == tables(korean)
@@ -103,8 +112,18 @@ def test_the_events_are_those_of_the_engine(text: str, header: str) -> None:
 
 
 def test_every_flag_named_exists() -> None:
-    known = flags("".join(help_of(*command) for command in COMMANDS)) | {"--constraint"}
-    assert flags(ENGLISH + KOREAN + ENGINE_ENGLISH + ENGINE_KOREAN) <= known
+    known = flags("".join(help_of(*command) for command in COMMANDS))
+    others = {"--constraint", "--from-literal", "--previous", "--enable-expert-parallel"}  # of pip, kubectl and vLLM
+    pages = ENGLISH + KOREAN + ENGINE_ENGLISH + ENGINE_KOREAN + SERVING_ENGLISH + SERVING_KOREAN
+    assert flags(pages) <= known | others
+
+
+@pytest.mark.parametrize(("text", "header"), [(SERVING_ENGLISH, "cause"), (SERVING_KOREAN, "원인")])
+def test_the_causes_are_those_of_the_diagnosis(text: str, header: str) -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "clients/serving").glob("*.py"))
+    named = set(first_cells(text, header))
+    assert named - set(re.findall(r"[a-z_]+", sources)) == set()
+    assert set(re.findall(r'Cause\(kind="([a-z_]+)"', sources)) <= named
 
 
 @pytest.mark.parametrize("module", ["clients.batch", "pipelines.run"])
@@ -119,7 +138,10 @@ def test_every_make_target_named_exists() -> None:
     assert {"run", "test"} <= named
 
 
-@pytest.mark.parametrize("page", ["README.md", "README_ko.md", "docs/engine.md", "docs/engine_ko.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "README_ko.md", "docs/engine.md", "docs/engine_ko.md", "docs/serving.md", "docs/serving_ko.md"],
+)
 def test_every_link_to_a_file_leads_there(page: str) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()] == []
