@@ -29,6 +29,7 @@ def deploy_service(
     cache_size: str,
     cpu: str,
     memory: str,
+    ipc_lock: bool,
 ) -> str:
     """Deploys vLLM as a KServe InferenceService. Does nothing when an endpoint is given.
 
@@ -55,6 +56,7 @@ def deploy_service(
         cache_size: Size of the model cache when it is made.
         cpu: CPUs of each replica; empty takes a number that fits its GPUs.
         memory: Memory of each replica; empty takes an amount that fits its GPUs.
+        ipc_lock: Whether replicas of several GPUs may lock memory, as InfiniBand needs it.
 
     Returns:
         What wait_service needs.
@@ -85,5 +87,6 @@ def deploy_service(
             "cache_size": cache_size,
             "cpu": cpu,
             "memory": memory,
+            "ipc_lock": ipc_lock,
         },
     )

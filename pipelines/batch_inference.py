@@ -44,6 +44,7 @@ def batch_inference(
     tolerations: list[Any] = [],  # noqa: B006
     cpu: str = "",
     memory: str = "",
+    ipc_lock: bool = True,
     hf_secret: str = "hf-secret",  # noqa: S107  (the name of a Secret, not its value)
     model_cache: str = "model-cache",
     storage_class: str = "",
@@ -85,6 +86,8 @@ def batch_inference(
         tolerations: Further tolerations, as in a pod's spec.
         cpu: CPUs of each replica; empty takes a number that fits its GPUs.
         memory: Memory of each replica; empty takes an amount that fits its GPUs.
+        ipc_lock: Whether replicas of several GPUs may lock memory, as InfiniBand needs it. Namespaces with the Pod
+            Security level baseline or restricted refuse such pods; false leaves it out.
         hf_secret: Name of the Secret whose key HF_TOKEN is the Hugging Face token; empty for public models.
         model_cache: Name of the PersistentVolumeClaim for model files; made if absent, never deleted. Empty for none.
         storage_class: Storage class of the model cache when it is made; empty takes the cluster's default.
@@ -126,6 +129,7 @@ def batch_inference(
                 cache_size=cache_size,
                 cpu=cpu,
                 memory=memory,
+                ipc_lock=ipc_lock,
             ).after(checked),
             "Deploy service",
         )

@@ -43,8 +43,8 @@ def kserve_controller(scene: Scene) -> Verdict:
     except ForbiddenError as error:
         return unknown(f"version and mode cannot be told: {may_not(error)}", "ask an administrator: 0.15 or newer")
     if found is None:
-        return failed(
-            f"no Deployment {_CONTROLLER} runs, so nothing acts on an InferenceService",
+        return warning(
+            f"no Deployment {_CONTROLLER} in {', '.join(_KSERVE_HOMES)}: does anything act on an InferenceService?",
             f"install KServe, {_INSTALL['KServe']}",
         )
     where, tag = text(found, "metadata", "namespace"), _version_of(found)

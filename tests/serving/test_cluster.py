@@ -4,9 +4,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from lightkube.config.kubeconfig import KubeConfig
+from lightkube.config.models import Cluster as ApiServer
+from lightkube.config.models import User
 
 from clients.errors import ApiError, ConflictError, ForbiddenError, MissingKindError, SettingsError, UnreachableApiError
 from clients.serving.cluster import Cluster
+from clients.serving.connection import Connection
 from tests.servers.kubernetes import KubernetesServer
 from tests.serving.conftest import impatient
 
@@ -143,6 +147,21 @@ class TestFaults:
         back.start()
         assert cluster.list("Pod") == []
         back.join()
+
+
+def test_a_token_that_rotates_is_read_again(server: KubernetesServer, tmp_path: Path) -> None:
+    """A pod's token is replaced in its file from time to time; the old one is refused soon after."""
+    token = tmp_path / "token"
+    token.write_text("first")
+    server.grant("first")
+    user = User(token="first", token_file=str(token))
+    config = KubeConfig.from_one(cluster=ApiServer(server=server.url), user=user, namespace="ml").get()
+    assert config is not None
+    with Cluster(Connection(config, patience_s=2.0), "ml") as cluster:
+        assert cluster.list("Pod") == []
+        token.write_text("second")
+        server.rotate("first", "second")
+        assert cluster.list("Pod") == []
 
 
 class TestKubeconfig:
