@@ -20,6 +20,7 @@ setup(
         "clients.results",
         "clients.serving",
         "clients.steps",
+        "clients.storage",
         "clients.tracing",
         "compiled",
         "components",

@@ -1,38 +1,55 @@
 """Join the shards' parts into the files people open."""
 
-from kfp.dsl import HTML, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Output
 
 from components._factory import RESULTS_PACKAGES, step
 
 
 @step("clients.steps.merge_shards", packages=RESULTS_PACKAGES)
 def merge_shards(
-    parts: Input[list[Dataset]],
-    output: str,
+    finished: Input[Artifact],
+    part: Input[Dataset],
     endpoint: str,
+    max_error_rate: float,
+    store_endpoint: str,
     results: Output[Dataset],
     rejects: Output[Dataset],
     metrics: Output[Metrics],
     report: Output[HTML],
+    overview: Output[Markdown],
 ) -> str:
-    """Joins the shards' parts in input order and counts.
+    """Joins the shards' parts in input order, counts, and writes everything to the output folder too.
 
     Args:
-        parts: The shards' Parquet files.
-        output: Folder or URI that also gets results.parquet, rejects.parquet, summary.json and report.html.
+        finished: Where the shards' parts lie, from finish_shards.
+        part: All rows when there was no place that outlives a pod.
         endpoint: Where the model answered, and since when GPUs are held for it.
-        results: Parquet file with one row for every input row, in input order.
+        max_error_rate: Share of the rows, 0 to 1, that may go wrong in a run that counts as finished.
+        store_endpoint: Address of Kubeflow's own object store, to which minio:// leads.
+        results: Parquet file with one row for every input row, in input order; beyond 4 GiB a note where they are.
         rejects: The rows that did not end ok, with reasons.
         metrics: Counts, tokens, latency and throughput of the run.
         report: The run as one self-contained page.
+        overview: The same in a few lines.
 
     Returns:
         The summary as JSON.
     """
+    from pathlib import Path
+
+    from clients.steps.merge_shards import Paths
     from clients.steps.merge_shards import merge_shards as run
 
-    artifacts = {"results_path": results.path, "rejects_path": rejects.path, "report_path": report.path}
-    summary, scalars = run(part_paths=[part.path for part in parts], output=output, endpoint=endpoint, **artifacts)
-    for name, value in scalars.items():
+    merged = run(
+        paths=Paths(*(Path(artifact.path) for artifact in (results, rejects, report, overview))),
+        finished_path=finished.path,
+        part_paths=[part.path],
+        endpoint=endpoint,
+        max_error_rate=max_error_rate,
+        store_endpoint=store_endpoint,
+    )
+    results.metadata.update(merged.facts)
+    rejects.metadata.update({**merged.facts, "rows": merged.facts["rejects"]})
+    for name, value in merged.scalars.items():
         metrics.log_metric(name, value)
-    return summary
+    return merged.summary

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kfp.dsl import Artifact, Input
+from kfp.dsl import Artifact, Input, Output
 
 from components._factory import RESULTS_PACKAGES, step
 
@@ -10,49 +10,49 @@ from components._factory import RESULTS_PACKAGES, step
 @step("clients.steps.plan_shards", packages=RESULTS_PACKAGES)
 def plan_shards(
     checked: Input[Artifact],
-    prompts: str,
     endpoint: str,
     system_prompt: str,
     request_defaults: dict[str, Any],
     template: str,
     shards: int,
     concurrency: int,
-    state: str,
     server_wait_s: int,
     max_error_rate: float,
+    store_endpoint: str,
     options: dict[str, Any],
+    plan: Output[Artifact],
 ) -> list[str]:
     """Cuts the checked input into shards of equal size.
 
     Args:
         checked: What check_prompts found.
-        prompts: Path or URI of the input.
         endpoint: What resolve_endpoint returned.
         system_prompt: First message of rows that have no system message of their own.
         request_defaults: Request fields that a row gets unless it has its own.
         template: User message with {name} where a column's value goes; empty takes a row's own prompt or messages.
         shards: Number of shards; at most one a row.
         concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
-        state: Folder or URI where finished rows are kept, so that a rerun does not send them again.
         server_wait_s: Seconds a shard waits for an endpoint that cannot be reached.
         max_error_rate: Share of the rows, 0 to 1, beyond which a shard stops.
+        store_endpoint: Address of Kubeflow's own object store, to which minio:// leads.
         options: Further choices, see the pipeline.
+        plan: All shards, for the steps after them.
 
     Returns:
-        One self-contained JSON string a shard.
+        A string for each shard that tells all about it, or where that stands.
     """
     from clients.steps.plan_shards import plan_shards as run
 
     return run(
         checked_path=checked.path,
-        prompts=prompts,
         endpoint=endpoint,
         system_prompt=system_prompt,
         request_defaults=request_defaults,
         template=template,
         shards=shards,
         concurrency=concurrency,
-        state=state,
         server_wait_s=server_wait_s,
+        store_endpoint=store_endpoint,
         options={"max_error_rate": max_error_rate, **options},
+        plan_path=plan.path,
     )

@@ -1,72 +1,65 @@
-"""Cut, send, join, judge: the part that every batch pipeline shares, once a model answers."""
-
-from typing import Any
+"""Send, join, judge: the part that every batch pipeline shares, once a plan and a model are there."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Input
 
+from components.finish_shards import finish_shards
 from components.gate import gate
 from components.merge_shards import merge_shards
-from components.plan_shards import plan_shards
 from components.run_shard import run_shard
-from pipelines.resources import prepare
+from pipelines.resources import prepare, with_endpoint_key, with_langfuse, with_stores
 
 
 @dsl.pipeline(name="run-shards")  # type: ignore[untyped-decorator]
 def run_shards(
-    checked: Input[Artifact],
+    plan: Input[Artifact],
+    specs: list[str],
     endpoint: str,
-    prompts: str,
-    system_prompt: str,
-    request_defaults: dict[str, Any],
-    template: str,
-    shards: int,
-    concurrency: int,
     max_error_rate: float,
-    output: str,
-    state: str,
-    server_wait_s: int,
-    options: dict[str, Any],
+    storage_secret: str,
+    endpoint_secret: str,
+    langfuse_secret: str,
+    store_endpoint: str,
+    step_image: str,
 ) -> None:
-    """Runs checked prompts at an endpoint in shards, joins what they answered and judges it.
+    """Runs planned shards at an endpoint, joins what they answered and judges it.
 
     Args:
-        checked: What check_prompts found.
+        plan: All shards, from plan_shards.
+        specs: A string for each shard, from plan_shards.
         endpoint: Where the model answers, from resolve_endpoint or wait_service.
-        prompts: Path or URI of the input.
-        system_prompt: First message of rows that have no system message of their own.
-        request_defaults: Request fields that a row gets unless it has its own.
-        template: User message with {name} where a column's value goes; empty takes a row's own prompt or messages.
-        shards: Number of shards. Each is a pod that runs its part of the rows.
-        concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
         max_error_rate: Share of the rows, 0 to 1, that may go wrong before the run counts as failed.
-        output: Folder or URI that gets results.parquet, rejects.parquet, summary.json and report.html.
-        state: Folder or URI where finished rows are kept, so that a rerun does not send them again.
-        server_wait_s: Seconds to wait for an endpoint that cannot be reached.
-        options: Further choices, see the pipeline.
+        storage_secret: Name of the Secret with the keys of other object stores than Kubeflow's own.
+        endpoint_secret: Name of the Secret with the endpoint's key.
+        langfuse_secret: Name of the Secret with the keys of Langfuse.
+        store_endpoint: Address of Kubeflow's own object store, to which minio:// leads.
+        step_image: Image that the steps run in.
     """
-    plan = prepare(
-        plan_shards(
-            checked=checked,
-            prompts=prompts,
-            endpoint=endpoint,
-            system_prompt=system_prompt,
-            request_defaults=request_defaults,
-            template=template,
-            shards=shards,
-            concurrency=concurrency,
-            state=state,
-            server_wait_s=server_wait_s,
-            max_error_rate=max_error_rate,
-            options=options,
-        ),
-        "Plan shards",
-    )
-    with dsl.ParallelFor(plan.output, name="shards") as spec:
-        shard = prepare(run_shard(spec=spec), "Run shard", cpu="1", memory="1Gi")
-    merged = prepare(
-        merge_shards(parts=dsl.Collected(shard.outputs["part"]), output=output, endpoint=endpoint),
-        "Merge shards",
+    with dsl.ParallelFor(specs, name="shards") as spec:
+        shard = prepare(
+            run_shard(spec=spec, store_endpoint=store_endpoint), "Run shard", image=step_image, cpu="1", memory="1Gi"
+        )
+        with_langfuse(with_endpoint_key(with_stores(shard, storage_secret), endpoint_secret), langfuse_secret)
+    # A pod that was evicted fails its shard; whatever it left undone is the next task's, so it must run all the same.
+    finished = prepare(
+        finish_shards(plan=plan, store_endpoint=store_endpoint).after(shard).ignore_upstream_failure(),
+        "Finish shards",
+        image=step_image,
+        cpu="1",
         memory="1Gi",
-    )
-    prepare(gate(summary=merged.outputs["Output"], max_error_rate=max_error_rate), "Gate")
+    ).set_retry(num_retries=3, backoff_duration="30s")
+    with_langfuse(with_endpoint_key(with_stores(finished, storage_secret), endpoint_secret), langfuse_secret)
+    merged = prepare(
+        merge_shards(
+            finished=finished.outputs["finished"],
+            part=finished.outputs["part"],
+            endpoint=endpoint,
+            max_error_rate=max_error_rate,
+            store_endpoint=store_endpoint,
+        ),
+        "Merge shards",
+        image=step_image,
+        memory="1Gi",
+    ).set_retry(num_retries=3, backoff_duration="30s")
+    with_stores(merged, storage_secret)
+    prepare(gate(summary=merged.outputs["Output"], max_error_rate=max_error_rate), "Gate", image=step_image)

@@ -150,36 +150,34 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
         with refusals("write", place.scratch):
             place.scratch.mkdir(parents=True, exist_ok=True)
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=place.scratch))
-        paths = {name: str(Path(scratch) / name) for name in ("checked", "part", "results", "rejects", "report")}
+        paths = {name: str(Path(scratch) / name) for name in ("checked", "part")}
         try:
-            check_prompts(prompts=prompts, checked_path=paths["checked"], **requests)
+            check_prompts(
+                prompts=prompts, state=str(place.state.resolve()), checked_path=paths["checked"], **requests
+            )
             endpoint = resolve_endpoint(
                 endpoint_url=options.url, model=options.model, server_wait_s=options.server_wait
             )
             (spec,) = plan_shards(
                 checked_path=paths["checked"],
-                prompts=prompts,
                 endpoint=endpoint,
                 shards=1,
                 concurrency=options.concurrency,
-                state=str(place.state.resolve()),
                 server_wait_s=options.server_wait,
                 options=chosen.to_json(),
                 **requests,
             )
             run_shard(spec=spec, part_path=paths["part"])
             from clients.steps.gate import gate
-            from clients.steps.merge_shards import merge_shards
+            from clients.steps.merge_shards import Paths, merge_shards
 
-            summary, _ = merge_shards(
+            merged = merge_shards(
+                paths=Paths(*(Path(scratch) / name for name in ("results", "rejects", "report", "markdown"))),
                 part_paths=[paths["part"]],
-                results_path=paths["results"],
-                rejects_path=paths["rejects"],
-                report_path=paths["report"],
                 output=str(place.output.resolve()),
                 endpoint=endpoint,
             )
-            gate(summary=summary, max_error_rate=options.max_error_rate)
+            gate(summary=merged.summary, max_error_rate=options.max_error_rate)
         except SystemExit as stop:  # a step ended with an error that its event tells
             return int(stop.code or 0)
     return 0

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _OUTCOMES = tuple(Outcome)
 _SEGMENT_BITS, _OUTCOME_BITS = 32, 4
 
-#: Rows that ended so are sent again by the same command: nothing is known about them yet.
-_NOT_DONE = _OUTCOMES.index(Outcome.FAILED)
+#: Rows that ended so are looked at again by the same command: nothing is known about them yet.
+_NOT_DONE = (_OUTCOMES.index(Outcome.FAILED), _OUTCOMES.index(Outcome.INVALID))
 
 
 class AnswerIndex:
@@ -48,7 +48,7 @@ class AnswerIndex:
         codes = pc.index_in(answers["outcome"], value_set=pa.array(_OUTCOMES, pa.string()))
         if codes.null_count:
             raise ValueError("it holds outcomes that are none")
-        kept = pc.indices_nonzero(pc.not_equal(codes, _NOT_DONE))
+        kept = pc.indices_nonzero(pc.invert(pc.is_in(codes, value_set=pa.array(_NOT_DONE, codes.type))))
         hashes = bytes.fromhex("".join(answers["request_hash"].take(kept).to_pylist()))
         if len(hashes) != 16 * len(kept):
             raise ValueError("it holds hashes that are none")

@@ -39,12 +39,25 @@ def segments_of(folder: Folder) -> list[str]:
     return [name for name in names if name not in replaced]
 
 
+def groups_of(folder: Folder, name: str) -> list[tuple[Folder, str]]:
+    """The row groups of a finished part, each as the name of a segment: a part may be too large to be held.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    return [(folder, f"{name}#{group}") for group in range(_metadata(folder, name).num_row_groups)]
+
+
 def compact(home: Folder) -> None:
     """Make few segments of many small ones. Only for the process that holds the lock of the folder.
+
+    An object store has no locks, so there it does nothing: another pod may be reading what it would remove.
 
     Raises:
         StorageError: a segment cannot be read, written or removed.
     """
+    if home.local_path is None:
+        return
     names = [name for name in home.names() if name.endswith(_SUFFIX)]
     replaced = _replaced(home, names)
     _remove(home, replaced.intersection(names))

@@ -5,14 +5,17 @@ A new answer costs no memory, one of an earlier run some 33 bytes, whatever its 
 """
 
 import array
+import concurrent.futures
 import dataclasses
 import secrets
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import orjson
 
 from clients.batch.answer_index import AnswerIndex, entries_of, outcome_of, positions_of, segment_of
-from clients.batch.compaction import compact, segments_of
+from clients.batch.compaction import compact, groups_of, segments_of
 from clients.batch.journal import Journal
 from clients.batch.lock import release_lock, take_lock
 from clients.batch.pairs import Pairs
@@ -20,6 +23,7 @@ from clients.batch.recovery import recover, recover_earlier
 from clients.errors import PromptsError
 from clients.records import ChatRequest, ChatResult, Outcome
 from clients.storage import Folder
+from clients.storage.generations import FINISHED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 #: Seconds that a second process waits for the lock of a shard that is still running; a pod that is being killed is
 #: gone by then.
 LOCK_PATIENCE_S = 15.0
+
+#: Segments that are read at once from an object store, and so many before the first of them is looked at.
+_READERS, _READ_AHEAD = 16, 256
 
 #: The lowest row that uses an answer of a segment which no row uses.
 _NO_ROW = (1 << 63) - 1
@@ -38,6 +45,7 @@ class Ledger:
     Args:
         home: Folder of this shard's own segments.
         earlier: Folders of other plans' segments, whose answers are reused where the request is the same.
+        parts: Finished parts of an earlier run, each in its folder, whose answers are reused likewise.
         first_row: Number of the shard's first row.
         rows: Rows in the shard.
         retry: Outcomes of earlier runs whose rows are to be sent again; the earlier answer stands until a new one does.
@@ -54,6 +62,7 @@ class Ledger:
         home: Folder,
         *,
         earlier: tuple[Folder, ...] = (),
+        parts: tuple[tuple[Folder, str], ...] = (),
         first_row: int,
         rows: int,
         retry: frozenset[Outcome] = frozenset(),
@@ -72,7 +81,7 @@ class Ledger:
         self._known = AnswerIndex(share=share)
         self._lock = take_lock(home, lock_patience_s)
         try:
-            self._read_folders((*earlier, home))
+            self._read_folders((*earlier, home), parts)
         except BaseException:
             self._unlock()
             raise
@@ -189,27 +198,32 @@ class Ledger:
         release_lock(self._lock)
         self._lock = None
 
-    def _read_folders(self, folders: tuple[Folder, ...]) -> None:
+    def _read_folders(self, folders: tuple[Folder, ...], parts: tuple[tuple[Folder, str], ...]) -> None:
         recover_earlier(folders[:-1])
         recover(self.home)
         compact(self.home)
-        for folder in folders:
-            for name in segments_of(folder):
-                self._read_index(folder, name)
+        found = [group for folder, name in parts for group in groups_of(folder, name)]
+        found += [(folder, name) for folder in folders for name in segments_of(folder)]
+        if found:
+            self._read_indexes(found)
         self._known.freeze()
 
-    def _read_index(self, folder: Folder, name: str) -> None:
+    def _read_indexes(self, segments: list[tuple[Folder, str]]) -> None:
         from clients.batch.segments import INDEX_COLUMNS, read_segment, unreadable
 
-        table = read_segment(folder, name, INDEX_COLUMNS)
-        if folder is self.home:
-            self._written = max(self._written, int(name[:6]) + 1 if name[:6].isdigit() else 0)
-        try:
-            self._known.add(len(self._segments), table)
-        except ValueError as error:
-            raise unreadable(folder, name, error) from error
-        self._segments.append((folder, name))
-        self._lowest.append(_NO_ROW)
+        with concurrent.futures.ThreadPoolExecutor(1 if self.home.local_path else _READERS, "index") as pool:
+            for at in range(0, len(segments), _READ_AHEAD):
+                few = segments[at : at + _READ_AHEAD]
+                tables = pool.map(lambda one: read_segment(one[0], one[1], INDEX_COLUMNS), few)
+                for (folder, name), table in zip(few, tables, strict=True):
+                    if folder is self.home:
+                        self._written = max(self._written, int(name[:6]) + 1 if name[:6].isdigit() else 0)
+                    try:
+                        self._known.add(len(self._segments), table)
+                    except ValueError as error:
+                        raise unreadable(folder, name, error) from error
+                    self._segments.append((folder, name))
+                    self._lowest.append(_NO_ROW)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,8 +238,19 @@ class State:
 
     def earlier(self, plan: str) -> tuple[Folder, ...]:
         """Folders of the other plans under this root: the input was edited, or cut another way, since."""
-        plans = {name.split("/", 1)[0] for name in (self.root / "ledger").names()}
+        plans = set((self.root / "ledger").folders())
         return tuple(self.root / f"ledger/{other}" for other in sorted(plans - {plan}))
+
+
+def finished_parts(generation: str) -> tuple[tuple[Folder, str], ...]:
+    """The parts of a finished generation, see `clients.storage.generations`; none when it is gone.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    folder = Folder(generation)
+    facts: dict[str, Any] = orjson.loads(folder.read(FINISHED) or b"{}")
+    return tuple((folder, name) for name in facts.get("parts", ()))
 
 
 def _taken_over(table: "pa.Table", entries: "pa.Array", rows: "pa.Array") -> "tuple[pa.Table, pa.Array]":

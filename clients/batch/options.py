@@ -22,6 +22,8 @@ class RunOptions:
         max_error_rate: See Budgets; so is what follows but for one.
         time_limit_s: Seconds, from the start of the run, after which it ends with what it has; becomes `deadline`.
         lengths_from: Folder of an earlier run's ledger, or its results.parquet: what took long there goes first.
+        fresh: Answer every row anew; only where the state is Kubeflow's own, see `clients.storage.generations`.
+        reuse: Take the answers of rows that have not changed from the newest finished run; likewise.
     """
 
     retry: frozenset[Outcome] = frozenset()
@@ -35,6 +37,8 @@ class RunOptions:
     deadline: float | None = None
     max_output_tokens: int | None = None
     lengths_from: str = ""
+    fresh: bool = False
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         if self.time_limit_s is not None and not self.time_limit_s > 0:

@@ -37,15 +37,17 @@ def encode(table: pa.Table) -> pa.Buffer:
 
 
 def read_segment(folder: Folder, name: str, columns: pa.Schema) -> pa.Table:
-    """Some columns of a segment.
+    """Some columns of a segment; of one row group alone when the name ends in `#` and its number.
 
     Raises:
         StorageError: it cannot be read, or is none.
     """
-    with folder.open(name) as stream:
+    path, _, group = name.partition("#")
+    with folder.open(path) as stream:
         try:
             with pq.ParquetFile(stream, page_checksum_verification=True, pre_buffer=folder.local_path is None) as file:
-                table = file.read(columns=columns.names, use_threads=False)
+                groups = [int(group)] if group else range(file.num_row_groups)
+                table = file.read_row_groups(groups, columns=columns.names, use_threads=False)
             for at, field in enumerate(columns):  # a column that was added since
                 if field.nullable and field.name not in table.column_names:
                     table = table.add_column(at, field, pa.nulls(len(table), field.type))

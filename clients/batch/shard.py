@@ -14,7 +14,7 @@ from clients.batch.controller import MOST
 from clients.batch.duplicates import Duplicates
 from clients.batch.engine import Engine, EngineSettings
 from clients.batch.expectations import Expectations
-from clients.batch.ledger import Ledger, State
+from clients.batch.ledger import Ledger, State, finished_parts
 from clients.batch.longest_first import longest_first
 from clients.batch.options import RunOptions
 from clients.batch.pool import Pool
@@ -26,7 +26,7 @@ from clients.prompts.lines import read_lines
 from clients.prompts.plan import Shard
 from clients.prompts.rows import Row, parse_row
 from clients.records import ChatRequest, InvalidRow
-from clients.storage import Folder
+from clients.storage import Folder, shown
 
 #: While its block lasts, it calls the function it is given when the run has to stop; at the end it says so.
 Stopping = Callable[[Callable[[], object]], contextlib.AbstractContextManager[None]]
@@ -60,9 +60,11 @@ _ROWS_AT_A_TIME = 200
 def open_ledger(shard: Shard) -> Ledger:
     """The shard's ledger under its state root, with the answers of other plans under the same root at hand."""
     state, options = State(Folder(shard.state)), RunOptions.from_json(shard.options)
+    reused = finished_parts(shard.reuse) if shard.reuse else ()
     return Ledger(
         state.home(shard.plan, shard.shard),
         earlier=state.earlier(shard.plan),
+        parts=reused,
         first_row=shard.part.first_row,
         rows=shard.rows,
         retry=options.retry,
@@ -135,8 +137,15 @@ def _cap(concurrency: int) -> int:
     return min(concurrency or MOST, files)
 
 
-def write_part(shard: Shard, ledger: Ledger, path: Path, *, run: ShardRun) -> int:
+def write_part(shard: Shard, ledger: Ledger, path: Path, *, run: ShardRun, told: str = "") -> int:
     """Write the shard's rows, each with its answer, in input order, and how the run went.
+
+    Args:
+        shard: The shard.
+        ledger: Its ledger.
+        path: The file to write.
+        run: What `run_shard` returned.
+        told: What a reader is told the prompts were; "" for where they are read.
 
     Returns:
         Rows for which no answer is committed; each stands in the file as `failed`, with `error_code = "missing"`.
@@ -153,7 +162,7 @@ def write_part(shard: Shard, ledger: Ledger, path: Path, *, run: ShardRun) -> in
         CarriedColumns(shard.carried),
         joined=ledger.joined,
         first_row=shard.part.first_row,
-        settings=shard.settings(),
+        settings=shard.settings() | ({"prompts": shown(told)} if told else {}),
         run=run.facts(),
     )
 

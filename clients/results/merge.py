@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import orjson
@@ -16,10 +16,13 @@ from clients.records import Outcome
 from clients.results.assemble import RowGroups, open_writer
 from clients.results.schema import COLUMNS, RUN_KEY, SETTINGS_KEY
 from clients.results.summary import Summary, SummaryCollector
-from clients.storage import refusals
+from clients.storage import Folder, refusals
 
-#: Number of a part's first row (0 when it has none), its path, the open file.
-_Part = tuple[int, Path, pq.ParquetFile]
+#: A part: a file of this machine, or one in a folder, which may be in an object store.
+Source = Path | tuple[Folder, str]
+
+#: Number of a part's first row (0 when it has none), its name for messages, the open file.
+_Part = tuple[int, str, pq.ParquetFile]
 
 #: Columns that may be long; the summary looks at none of them.
 _LONG = ("content", "reasoning", "tool_calls", "raw_response")
@@ -29,29 +32,25 @@ _COUNTED = [name for name in COLUMNS.names if name not in _LONG]
 _BATCH_ROWS = 2048
 
 
-def merge_parts(parts: list[Path], results: Path, rejects: Path) -> Summary:
+def merge_parts(parts: Sequence[Source], results: Path | None, rejects: Path) -> Summary:
     """Write all rows to `results`, those that did not end `ok` to `rejects` too, and count them.
 
     A single part is itself the results: it is not written anew, but given the other name too.
 
     Args:
         parts: The shards' files in any order; each holds consecutive rows, and all have the same columns.
-        results: Parquet file to write.
+        results: Parquet file to write; None leaves the rows where they are.
         rejects: Parquet file to write.
 
     Raises:
         StorageError: a part cannot be read, or a file not be written.
     """
     with contextlib.ExitStack() as opened:
-        ordered = []
-        for path in parts:
-            ordered.append(part := _open(path))
-            opened.callback(part[2].close)
-        ordered.sort(key=lambda part: part[0])
+        ordered = sorted((_open(source, opened) for source in parts), key=lambda part: part[0])
         summary = _count(ordered, rejects)
-        if len(parts) == 1:
+        if results is not None and len(parts) == 1:
             _link(parts[0], results)
-        else:
+        elif results is not None:
             _join(ordered, results)
     return summary
 
@@ -86,7 +85,17 @@ def _join(parts: list[_Part], results: Path) -> None:
                 groups.end()
 
 
-def _link(part: Path, results: Path) -> None:
+def schema_of(part: Source) -> pa.Schema:
+    """The columns of a part."""
+    with contextlib.ExitStack() as opened:
+        return _open(part, opened)[2].schema_arrow
+
+
+def _link(part: Source, results: Path) -> None:
+    if not isinstance(part, Path):
+        folder, name = part
+        folder.fetch(name, results)
+        return
     with refusals("write", results):
         results.unlink(missing_ok=True)
         try:
@@ -103,16 +112,19 @@ def _schema(parts: list[_Part]) -> pa.Schema:
     return schema.with_metadata({key: metadata[key] for key in metadata if key != dropped})
 
 
-def _batches(path: Path, file: pq.ParquetFile, group: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+def _batches(path: str, file: pq.ParquetFile, group: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
     with refusals("read", path):
         yield from file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
 
 
-def _open(path: Path) -> _Part:
+def _open(source: Source, opened: contextlib.ExitStack) -> _Part:
+    folder, name = (Folder(str(source.parent)), source.name) if isinstance(source, Path) else source
+    where = f"{folder.location}/{name}"
     try:
-        with refusals("read", path):
-            file = pq.ParquetFile(path, pre_buffer=False)
+        with refusals("read", where):
+            stream = opened.enter_context(folder.open(name))
+            file = opened.enter_context(pq.ParquetFile(stream, pre_buffer=folder.local_path is None))
             first = next(file.iter_batches(batch_size=1, columns=["row"]), None)
     except pa.ArrowInvalid as error:
-        raise StorageError(f"cannot read {path}: {error}. Run the same command again to write it anew.") from error
-    return (first["row"][0].as_py() if first else 0), path, file
+        raise StorageError(f"cannot read {where}: {error}. Run the same command again to write it anew.") from error
+    return (first["row"][0].as_py() if first else 0), where, file

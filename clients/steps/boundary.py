@@ -39,6 +39,20 @@ def api_key() -> str | None:
     return os.environ.get("OPENAI_API_KEY") or None
 
 
+def store_environment() -> dict[str, str]:
+    """What the environment says about object stores.
+
+    Kubeflow's own store has names of its own here: a pod may have an identity at Amazon, which they must not replace.
+    """
+    aws_endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return {
+        "minio_key": os.environ.get("KLLM_STORE_ACCESS_KEY", ""),
+        "minio_secret": os.environ.get("KLLM_STORE_SECRET_KEY", ""),
+        "aws_endpoint": aws_endpoint,
+        "aws_region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "",
+    }
+
+
 def kubeconfig() -> str:
     """The kubeconfig that kubectl would use here; "" in a pod, which has a service account instead."""
     return os.environ.get("KUBECONFIG", "")

@@ -1,5 +1,6 @@
 """Cut the checked input into shards."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -8,12 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from clients.batch.options import RunOptions
 from clients.events import emit
 from clients.prompts.check import Checked
-from clients.prompts.plan import Shard
+from clients.prompts.plan import Shard, pack, specs_of
 from clients.prompts.rows import JobDefaults
+from clients.prompts.start import Start
 from clients.steps.boundary import step, whole_numbers
+from clients.steps.stores import reach_stores
+from clients.storage import refusals
 
 logger = logging.getLogger(__name__)
 
@@ -21,63 +27,72 @@ logger = logging.getLogger(__name__)
 def plan_shards(
     *,
     checked_path: str,
-    prompts: str,
     endpoint: str,
     system_prompt: str,
     request_defaults: Mapping[str, Any],
     template: str,
     shards: int,
     concurrency: int,
-    state: str,
     server_wait_s: float,
     options: Mapping[str, Any],
+    store_endpoint: str = "",
+    plan_path: str = "",
 ) -> list[str]:
-    """Describe each shard as a self-contained JSON string.
+    """Describe each shard as a string.
 
     Args:
         checked_path: What `check_prompts` wrote.
-        prompts: Path or URI of the input.
         endpoint: What `resolve_endpoint` returned.
         system_prompt: See `JobDefaults`; so are the two that follow.
         request_defaults: Request fields of rows that have no such field.
         template: The user message, with `{name}` where a column's value goes; "" for none.
         shards: How many; at most one a row.
         concurrency: Most requests in flight over all shards; 0 leaves it to the engine.
-        state: Folder or URI of the run's ledger, or "".
         server_wait_s: Seconds a shard waits for an endpoint that cannot be reached.
         options: See RunOptions.
+        store_endpoint: Where `minio://` addresses lead to; "" for Kubeflow's own.
+        plan_path: File for the whole plan, for the steps after the shards; "" for none.
     """
     with step("plan_shards"):
+        reach_stores(store_endpoint)
         chosen = RunOptions.from_json(whole_numbers(options)).started(time.time())
-        checked = Checked.from_json(Path(checked_path).read_bytes())
-        found = json.loads(endpoint)
-        parts = checked.cut(shards)
-        plan = _name([part.start for part, _ in parts], checked.fingerprint)
+        first, _, second = Path(checked_path).read_bytes().partition(b"\n")
+        start, checked = Start.from_json(first), Checked.from_json(second)
         defaults = JobDefaults(
-            model=found["model"],
+            model=json.loads(endpoint)["model"],
             system_prompt=system_prompt,
             request_defaults=whole_numbers(request_defaults),
             template=template,
         )
-        specs = [
+        # Without a place that outlives a pod, one pod does it all: a later step would not find what others did.
+        parts = checked.cut(shards if start.state or not start.run else 1)
+        plan = _name([part.start for part, _ in parts], checked.fingerprint)
+        planned = [
             Shard(
                 shard=number,
                 of=len(parts),
-                prompts=prompts,
+                prompts=start.prompts,
                 part=part,
                 rows=rows,
-                base_url=found["base_url"],
+                base_url=json.loads(endpoint)["base_url"],
                 defaults=defaults,
                 carried=checked.carried,
-                state=state,
+                state=start.state,
                 plan=plan,
                 concurrency=max(1, concurrency // len(parts)) if concurrency else 0,
                 server_wait_s=server_wait_s,
                 may_repeat=checked.may_repeat,
                 options=chosen.of_part(rows, checked.rows).to_json(),
-            ).to_json()
+                run=start.run,
+                job=_job(plan, defaults, checked.carried, chosen),
+                reuse=start.reuse,
+            )
             for number, (part, rows) in enumerate(parts)
         ]
+        specs = specs_of(planned)
+        if plan_path:
+            with refusals("write", plan_path):
+                Path(plan_path).write_bytes(start.to_json() + b"\n" + pack(planned))
         emit(logger, "shards.planned", plan=plan, rows=checked.rows, rows_of_shard=[rows for _, rows in parts])
     return specs
 
@@ -85,3 +100,19 @@ def plan_shards(
 def _name(starts: list[int], fingerprint: str) -> str:
     """The plan's name: the same for the same content cut at the same places."""
     return hashlib.sha256(f"{fingerprint}:{starts}".encode()).hexdigest()[:12]
+
+
+def _job(plan: str, defaults: JobDefaults, carried: Mapping[str, str], chosen: RunOptions) -> str:
+    """Names what a finished part depends on: not when the run has to end, or how it was made fast."""
+    plain = RunOptions()
+    options = dataclasses.replace(
+        chosen,
+        lengths_from="",
+        reuse=False,
+        fresh=False,
+        max_error_rate=plain.max_error_rate,
+        max_output_tokens=None,
+        deadline=None,
+    ).to_json()
+    told = orjson.dumps([plan, defaults, carried, options], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(told).hexdigest()[:12]

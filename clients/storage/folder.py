@@ -1,77 +1,25 @@
-"""One way to read an input and to keep files, on this machine or, with pyarrow.fs, in an object store.
-
-A write is all or nothing: on a disk it goes aside, is synced and renamed; in an object store it is a single put.
-"""
+"""A folder of immutable files, on this machine or in an object store."""
 
 import contextlib
 import copy
-import errno
-import io
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
-from clients.errors import PromptsError, StorageError
+from clients.storage.addresses import is_uri
+from clients.storage.refused import refusals
+from clients.storage.stores import connect
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def is_uri(location: str) -> bool:
-    """Tell an object-store address such as `s3://bucket/key` from a path on this machine."""
-    return "://" in location
-
-
-def open_input(location: str) -> BinaryIO:
-    """Open an input for reading bytes, seekable.
-
-    Raises:
-        PromptsError: it does not exist, is a folder, or may not be read.
-    """
-    if is_uri(location):
-        return _open_remote(location)
-    try:
-        stream = Path(location).open("rb", buffering=1 << 20)  # noqa: SIM115  (the caller closes it)
-    except FileNotFoundError as error:
-        raise PromptsError(f"no such file: {location}. Give --prompts a JSONL, CSV or Parquet file.") from error
-    except IsADirectoryError as error:
-        raise PromptsError(f"{location} is a folder. Give --prompts one file inside it.") from error
-    except OSError as error:
-        raise PromptsError(f"cannot read {location}: {reason(error)}. Check its permissions.") from error
-    if not stream.seekable():
-        stream.close()
-        raise PromptsError(f"{location} is a pipe, and the prompts are read more than once. Save them in a file first.")
-    return stream
-
-
-def _open_remote(location: str) -> BinaryIO:
-    try:
-        filesystem, path = _remote(location)
-        return cast(BinaryIO, io.BufferedReader(filesystem.open_input_file(path), buffer_size=1 << 20))
-    except StorageError as error:
-        raise PromptsError(str(error)) from error
-    except OSError as error:
-        raise PromptsError(f"cannot read {location}: {reason(error)}. Check the address and its access.") from error
-
-
-@contextlib.contextmanager
-def refusals(verb: str, where: str | Path) -> Iterator[None]:
-    """Turn what a disk or an object store refuses inside the block into a `StorageError` with a mend.
-
-    Args:
-        verb: What is done: list, read or write.
-        where: To what.
-    """
-    try:
-        yield
-    except OSError as error:
-        mend = f"Check that it can be {'written' if verb == 'write' else 'read'}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            mend = "Free some space"
-        raise StorageError(f"cannot {verb} {where}: {reason(error)}. {mend} and run the same command again.") from error
+#: Bytes that are copied at once.
+_BLOCK = 4 << 20
 
 
 class Folder:
@@ -86,7 +34,7 @@ class Folder:
         self._fs: Any = None
         self._root = self.location
         if is_uri(location):
-            self._fs, self._root = _remote(self.location)
+            self._fs, self._root = connect(self.location)
         if self._fs is not None and self._fs.type_name == "local":  # file:///folder
             self._fs = None
 
@@ -106,6 +54,51 @@ class Folder:
             found = _local_files(self._root) if self._fs is None else _remote_files(self._fs, self._root)
             paths = [path[len(self._root) :].lstrip("/") for path in found]
         return sorted(path for path in paths if not path.rpartition("/")[2].startswith("."))
+
+    def folders(self) -> list[str]:
+        """The names of the folders right below this one, sorted; what they hold is not listed."""
+        with refusals("list", self.location):
+            if self._fs is None:
+                with contextlib.suppress(FileNotFoundError):
+                    return sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir())
+                return []
+            from pyarrow import fs
+
+            infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+            return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
+    def ages_s(self, now: float) -> dict[str, float]:
+        """The files right below this folder, and the seconds since each was written."""
+        from pyarrow import fs
+
+        with refusals("list", self.location):
+            store = fs.LocalFileSystem() if self._fs is None else self._fs
+            infos = store.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+            return {info.base_name: now - info.mtime.timestamp() for info in infos if info.type == fs.FileType.File}
+
+    def read(self, name: str) -> bytes | None:
+        """What a small file holds; None when it is not there."""
+        with refusals("read", f"{self.location}/{name}"), contextlib.suppress(FileNotFoundError):
+            path = f"{self._root}/{name}"
+            if self._fs is None:
+                return Path(path).read_bytes()
+            with self._fs.open_input_file(path) as stream:
+                return bytes(stream.readall())
+        return None
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Bring a file here."""
+        if self._fs is None:
+            with refusals("read", f"{self.location}/{name}"):
+                _place(Path(self._root) / name, path)
+            return
+        with self.open(name) as source, refusals("write", path), path.open("wb") as target:
+            while data := self._more(source, name):
+                target.write(data)
+
+    def _more(self, source: Any, name: str) -> bytes:
+        with refusals("read", f"{self.location}/{name}"):
+            return bytes(source.read(_BLOCK))
 
     def open(self, name: str) -> Any:
         """Open one file for random reading (a `pyarrow.NativeFile`)."""
@@ -132,6 +125,28 @@ class Folder:
             else:
                 self._fs.delete_file(f"{self._root}/{name}")
 
+    def remove_all(self) -> None:
+        """Remove the folder with all it holds; it may be gone already."""
+        with refusals("write", self.location), contextlib.suppress(FileNotFoundError):
+            if self._fs is None:
+                shutil.rmtree(self._root)
+            else:
+                self._fs.delete_dir(self._root)
+
+    def copy(self, name: str, source: "Folder", source_name: str) -> None:
+        """Keep a copy of another folder's file; within one store nothing passes through here."""
+        if self._fs is not None and source._fs is not None and self._fs.equals(source._fs):  # noqa: SLF001
+            with refusals("write", f"{self.location}/{name}"):
+                self._fs.copy_file(f"{source._root}/{source_name}", f"{self._root}/{name}")  # noqa: SLF001
+            return
+        if self._fs is None and source._fs is None:  # noqa: SLF001
+            self.put(name, Path(source._root) / source_name)  # noqa: SLF001
+            return
+        with tempfile.TemporaryDirectory(prefix="kllm-copy-") as scratch:
+            path = Path(scratch) / "file"
+            source.fetch(source_name, path)
+            self.put(name, path)
+
     def put(self, name: str, path: Path) -> None:
         """Keep a finished file of this machine under `name`, replacing what was there only once the new one stands."""
         with refusals("write", f"{self.location}/{name}"):
@@ -139,7 +154,7 @@ class Folder:
                 _place(path, Path(self._root) / name)
             else:
                 with path.open("rb") as source, self._fs.open_output_stream(f"{self._root}/{name}") as stream:
-                    shutil.copyfileobj(source, stream, 1 << 20)
+                    shutil.copyfileobj(source, stream, _BLOCK)
 
 
 def _local_files(root: str) -> Iterator[str]:
@@ -199,22 +214,3 @@ def _place(source: Path, target: Path) -> None:
         _sync(target.parent)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _remote(location: str) -> tuple[Any, str]:
-    import pyarrow as pa
-    from pyarrow import fs
-
-    mend = "Give a path, or an address such as s3://bucket/key."
-    if not location.partition("://")[2]:
-        raise StorageError(f"cannot use {location}: it names no bucket. {mend}")
-    try:
-        filesystem, path = fs.FileSystem.from_uri(location)
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        raise StorageError(f"cannot use {location}: {' '.join(str(error).split())}. {mend}") from error
-    return filesystem, path
-
-
-def reason(error: OSError) -> str:
-    """What an error says, on one line."""
-    return " ".join((error.strerror or str(error)).split())

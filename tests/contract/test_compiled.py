@@ -22,6 +22,9 @@ from pipelines.catalog import COMPILED, pipelines
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(COMPILED.glob("*.yaml"))
 
+#: Parameters that are the names of Secrets, not what is in them.
+SECRET_NAMES = ("hf_secret", "storage_secret", "endpoint_secret", "langfuse_secret")
+
 #: Linux refuses one argument above 128 KiB, and the backend passes the same text on to its driver once more.
 ARGUMENT_BUDGET = 64_000
 
@@ -117,36 +120,43 @@ class TestCompiledFile:
             name
             for name in names
             if re.search(r"secret|token|password|credential|api_?key", name)
-            and name.removeprefix("pipelinechannel--") not in ("max_tokens", "hf_secret")
+            and name.removeprefix("pipelinechannel--") not in ("max_tokens", *SECRET_NAMES)
         ]
 
     def test_a_parameter_about_a_secret_is_the_name_of_one(self, path: Path) -> None:
         for component in [spec(path)["root"], *spec(path)["components"].values()]:
             for name, parameter in component.get("inputDefinitions", {}).get("parameters", {}).items():
                 if name.endswith("_secret") and not name.startswith("pipelinechannel--"):
-                    assert parameter["description"].startswith("Name of the Secret")
+                    assert name in SECRET_NAMES
+                    assert re.match("Name of (a|the) Secret", parameter["description"])
 
     def test_images_have_a_full_version_and_packages_an_exact_one(self, path: Path) -> None:
+        assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", IMAGE)
+        assert spec(path)["root"]["inputDefinitions"]["parameters"]["step_image"]["defaultValue"] == IMAGE
         for name, container in executors(path).items():
-            assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", container["image"]), name
             install = container["command"][2]
             for requirement in re.findall(r"'([a-z-]+[=<>~!][^']*)'", install):
                 assert "==" in requirement or requirement.startswith("typing-extensions"), requirement
-        assert {container["image"] for container in executors(path).values()} == {IMAGE}
+        images = {container["image"] for container in executors(path).values()}
+        assert all("step_image" in image for image in images), images
 
     def test_no_field_that_older_api_servers_refuse(self, path: Path) -> None:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"ttlSeconds|activeDeadlineSeconds|activeDeadline", text)
 
     def test_loop_bodies_take_no_parameter_of_an_upstream_task(self, path: Path) -> None:
-        """In local runs such a parameter is silently replaced by the loop item."""
+        """In local runs such a parameter is silently replaced by the loop item; those of the pipeline itself are not."""
+        own = {
+            f"pipelinechannel--{name}"
+            for name in spec(path)["components"]["comp-run-shards"]["inputDefinitions"]["parameters"]
+        }
         for name, component in spec(path)["components"].items():
             if not name.startswith("comp-for-loop"):
                 continue
             for task in component["dag"]["tasks"].values():
                 for argument in task["inputs"].get("parameters", {}).values():
-                    source = argument.get("componentInputParameter", "")
-                    assert source.endswith("-loop-item") or not source.startswith("pipelinechannel--"), source
+                    source = argument.get("componentInputParameter", "-loop-item")  # a constant is as harmless
+                    assert source.endswith("-loop-item") or source in own, source
 
     def test_each_step_embeds_the_modules_it_needs_and_no_others(self, path: Path) -> None:
         for name, container in executors(path).items():

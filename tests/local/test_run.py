@@ -143,7 +143,7 @@ class TestEmbedded:
         self, done: subprocess.CompletedProcess[str], folder: Path
     ) -> None:
         log = (folder / "results/my prompts/logs/run.log").read_text(encoding="utf-8")
-        assert log.count("Loading KFP component") == 7  # five steps, and two shards
+        assert log.count("Loading KFP component") == 10  # eight steps, and two shards
         assert "What is the capital" not in log
 
     def test_the_same_command_again_sends_nothing(self, done: subprocess.CompletedProcess[str], folder: Path) -> None:

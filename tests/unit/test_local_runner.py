@@ -1,4 +1,4 @@
-"""What a local run changes about the compiled YAML: nothing but the pip installs."""
+"""What a local run changes about the compiled YAML: nothing but what only pods need."""
 
 import yaml
 
@@ -6,19 +6,26 @@ from pipelines.catalog import compiled_path
 from pipelines.local_runner import runnable_here
 
 
-def test_only_the_pip_installs_are_left_out() -> None:
+def test_only_pip_installs_images_and_retries_are_left_out() -> None:
     text = compiled_path("batch_inference").read_text(encoding="utf-8")
-    compiled, runnable = yaml.safe_load(text), yaml.safe_load(runnable_here(text))
+    compiled, runnable = next(yaml.safe_load_all(text)), yaml.safe_load(runnable_here(text))
+    retried = 0
     for name, executor in compiled["deploymentSpec"]["executors"].items():
         command = executor["container"]["command"]
         assert "pip install" in command[2]
         executor["container"]["command"] = command[3:]
+        executor["container"]["image"] = "python"
         assert not any(
             "pip install" in part for part in runnable["deploymentSpec"]["executors"][name]["container"]["command"]
         )
+    for component in [compiled["root"], *compiled["components"].values()]:
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            retried += task.pop("retryPolicy", None) is not None
+    assert retried == 3
     assert runnable == compiled
 
 
 def test_platform_settings_in_a_second_document_are_left_out() -> None:
-    text = compiled_path("batch_inference").read_text(encoding="utf-8") + "---\nplatforms: {kubernetes: {}}\n"
+    text = compiled_path("batch_inference").read_text(encoding="utf-8")
+    assert "platforms" in list(yaml.safe_load_all(text))[1]
     assert "platforms" not in yaml.safe_load(runnable_here(text))

@@ -1,0 +1,50 @@
+"""What a disk or an object store says when it refuses, and what to do about it."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+from clients.errors import StorageError
+from clients.storage.addresses import shown
+
+#: What is found in the words of an object store, and the mend.
+_MENDS = (
+    (("EXPIRED_TOKEN", "ExpiredToken", "token has expired"), "The credentials have expired: renew them in the Secret"),
+    (
+        ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "UNRECOGNIZED_CLIENT"),
+        "The store does not know these credentials: mend the Secret",
+    ),
+    (("ACCESS_DENIED", "HTTP status 403"), "The credentials lack the right: allow them to list, read and write there"),
+    (("NO_SUCH_BUCKET", "HTTP status 404"), "Make the bucket, or mend its name"),
+    (("SLOW_DOWN", "SERVICE_UNAVAILABLE", "HTTP status 503"), "The store is overloaded: wait a little"),
+    (("NETWORK_CONNECTION", "curlCode"), "Check the store's address and that it answers"),
+)
+
+
+@contextlib.contextmanager
+def refusals(verb: str, where: str | Path) -> Iterator[None]:
+    """Turn what a disk or an object store refuses inside the block into a `StorageError` with a mend.
+
+    Args:
+        verb: What is done: list, read or write.
+        where: To what.
+    """
+    try:
+        yield
+    except OSError as error:
+        found = f"cannot {verb} {shown(str(where))}: {reason(error)}"
+        raise StorageError(f"{found}. {_mend(verb, error)} and run the same command again.") from error
+
+
+def _mend(verb: str, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space"
+    said = str(error)
+    known = (mend for words, mend in _MENDS if any(word in said for word in words)) if "AWS Error" in said else ()
+    return next(iter(known), f"Check that it can be {'written' if verb == 'write' else 'read'}")
+
+
+def reason(error: OSError) -> str:
+    """What an error says, on one line."""
+    return shown(" ".join((error.strerror or str(error)).split()))
