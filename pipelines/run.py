@@ -214,11 +214,14 @@ def _follow(
     }
     view.stage("Starting the pipeline")
     with LocalRun(compiled_path("batch_inference"), arguments, scratch=place.scratch, log=place.run_log) as local:
+        passed = False
         for event in local.events():
             if event is not None:
                 view.see(event)
+                passed = passed or (event["event"], event.get("step")) == ("step.finished", "gate")
             view.tick()
-        if local.succeeded():
+        # A shard that was killed fails its task for good, though a later step has finished its rows.
+        if local.succeeded() or (passed and not view.failure):
             return None
         cause = view.failure or _unnamed_cause(place)
     return _RunFailedError(f"{cause} (log: {place.run_log})", view.exit_code or 1)

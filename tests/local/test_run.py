@@ -12,7 +12,9 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import pytest
+import yaml
 
+from pipelines.catalog import compiled_path
 from tests.servers.answers import digest
 from tests.servers.openai_server import OpenAIServer
 
@@ -143,7 +145,9 @@ class TestEmbedded:
         self, done: subprocess.CompletedProcess[str], folder: Path
     ) -> None:
         log = (folder / "results/my prompts/logs/run.log").read_text(encoding="utf-8")
-        assert log.count("Loading KFP component") == 10  # eight steps, and two shards
+        text = compiled_path("batch_inference").read_text(encoding="utf-8")
+        steps = next(yaml.safe_load_all(text))["deploymentSpec"]["executors"]
+        assert log.count("Loading KFP component") == len(steps) + 1  # each step once, and of shards there are two
         assert "What is the capital" not in log
 
     def test_the_same_command_again_sends_nothing(self, done: subprocess.CompletedProcess[str], folder: Path) -> None:
@@ -207,6 +211,19 @@ def test_after_sigkill_no_process_is_left_and_the_rerun_finishes(server: OpenAIS
     assert done.returncode == 0, done.stderr
     assert pd.read_parquet(tmp_path / "out/results.parquet")["outcome"].tolist() == ["ok"] * 40
     assert len(twice(server, 40)) <= 8
+
+
+def test_a_shard_whose_process_is_killed_is_finished_by_the_step_after_it(server: OpenAIServer, tmp_path: Path) -> None:
+    server.latency_s = 0.4
+    slow_prompts(tmp_path)
+    process = start(tmp_path, "--prompts", "prompts.jsonl", "--url", server.url, *SLOW)
+    assert wait_until(lambda: committed(tmp_path))
+    shards = [line for line in processes_below(tmp_path) if "executor_main" in line and "run_shard" in line]
+    os.kill(min(int(line.split()[0]) for line in shards if " sh " not in line), signal.SIGKILL)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 0, errors
+    assert pd.read_parquet(tmp_path / "out/results.parquet")["outcome"].tolist() == ["ok"] * 40
+    assert len(twice(server, 40)) <= 8  # what was in flight
 
 
 def test_a_runner_that_dies_takes_its_tasks_along(server: OpenAIServer, tmp_path: Path) -> None:
