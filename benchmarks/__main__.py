@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import cpu, faults, kill, makespan, memory, report, start, tail
+from benchmarks import cpu, faults, kill, makespan, memory, report, start, tail, tracing
 from benchmarks.measure import Bench
 
 #: Columns when nobody's terminal says how many.
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Bench], list[report.Measurement]]]] =
     "memory": (memory.TITLE, memory.run),
     "start": (start.TITLE, start.run),
     "tail": (tail.TITLE, tail.run),
+    "tracing": (tracing.TITLE, tracing.run),
 }
 
 

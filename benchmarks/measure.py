@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,12 +42,14 @@ class Client:
         module: Run with `python -m`.
         file: What it writes in its output folder; "" for a command that takes the folder itself.
         flags: Beyond prompts, address and output.
+        environment: Variables beyond ours, and their values.
     """
 
     name: str
     module: str
     file: str = ""
     flags: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
 
     def told(self, *flags: str) -> "Client":
         """The same with more flags."""
@@ -95,16 +98,17 @@ class ClientProcess:
     Args:
         command: Its command line.
         log: File for what it prints.
+        environment: Variables beyond ours.
     """
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
         self._log = log
         self._name = command[2]
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=_environment(),
+                env={**_environment(), **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -242,7 +246,7 @@ class Bench:
     def start(self, client: Client, rows: int, server: FakeServer, folder: Path) -> ClientProcess:
         """Start a client."""
         command = client.command(self.prompts(rows), server.url, folder)
-        return ClientProcess(command, folder.with_suffix(".log"))
+        return ClientProcess(command, folder.with_suffix(".log"), dict(client.environment))
 
     def run(self, client: Client, rows: int, server: FakeServer, *, timeout_s: float) -> Run:
         """Run a client to its end, with the server counting anew.

@@ -25,7 +25,9 @@ from clients.events import emit
 from clients.records import Outcome
 from clients.results import format as fmt
 from clients.results.advice import ADVICE
+from clients.results.changes import comparison_fact
 from clients.results.gpus import gpu_fact
+from clients.results.traces import trace_fact
 
 if TYPE_CHECKING:
     from clients.results.summary import Summary
@@ -198,11 +200,12 @@ def print_summary(
     console.print()
     if summary["joined"]:
         facts.append(f"{fmt.counted(summary['joined'], 'row')} answered together with an identical one")
-    if held := gpu_fact(summary):
-        facts.append(held)
+    facts += [fact for fact in (gpu_fact(summary), trace_fact(summary)) if fact]
     console.print(" · ".join(facts), soft_wrap=True)
     if summary["stopped_early"]:
         console.print(Text(f"Stopped early: {summary['stopped_early']}.", style="yellow"), soft_wrap=True)
+    if beside := comparison_fact(summary):
+        console.print(Text(beside), soft_wrap=True)
     if summary["verdict"]:
         console.print(Text(summary["verdict"]["advice"], style="dim"), soft_wrap=True)
     console.print()

@@ -48,6 +48,8 @@ class Workplace:
             state.mkdir(exist_ok=True)
             # A ledger that --fresh began counts from its first answer on: a run that came to nothing replaces nothing.
             begun = [int(path.name) for path in _numbered(state) if _has_answers(path)]
+            if fresh and begun:
+                _take_over(state / f"{max(begun):04d}", state / f"{max(begun) + 1:04d}")
         except OSError as error:
             raise _not_writable(output, error) from error
         number = max(begun, default=0) + fresh
@@ -123,6 +125,13 @@ class Workplace:
 
 def _has_answers(state: Path) -> bool:
     return any(any(state.rglob(pattern)) for pattern in ("*.parquet", f"{JOURNAL_PREFIX}*"))
+
+
+def _take_over(before: Path, state: Path) -> None:
+    """What the earlier state says of its runs, so that one that begins anew is compared with what it replaces."""
+    state.mkdir(exist_ok=True)
+    for note in before.glob(".finished-*.json"):
+        shutil.copyfile(note, state / note.name)
 
 
 def _numbered(state: Path) -> list[Path]:

@@ -92,13 +92,19 @@ def _docstrings(source: str) -> Iterator[tuple[int, int, int, str]]:
 
 
 def _imports(source: str) -> list[str]:
-    """Names of `clients` modules that a source imports anywhere; a name that is no module is sorted out later."""
+    """Names of `clients` modules that a source imports when it runs; a name that is no module is sorted out later."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    todo: list[ast.AST] = [ast.parse(source)]
+    while todo:
+        node = todo.pop()
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        todo += ast.iter_child_nodes(node)
     return [name for name in names if name.split(".")[0] == "clients"]
 
 

@@ -1,11 +1,11 @@
-"""Fail the run when too much went wrong."""
+"""Fail the run when too much went wrong or got worse."""
 
 from components._factory import step
 
 
 @step("clients.steps.gate")
 def gate(summary: str, max_error_rate: float) -> None:
-    """Fails the run, after its files are safe, when rows are missing or too many went wrong.
+    """Fails the run, after its files are safe, when rows are missing, too many went wrong, or too much got worse.
 
     Args:
         summary: The summary of merge_shards.

@@ -28,7 +28,7 @@ def merge_shards(
         store_endpoint: Address of Kubeflow's own object store, to which minio:// leads.
         results: Parquet file with one row for every input row, in input order; beyond 4 GiB a note where they are.
         rejects: The rows that did not end ok, with reasons.
-        metrics: Counts, tokens, latency and throughput of the run.
+        metrics: Counts, tokens, latency and throughput of the run, and their change since the run before.
         report: The run as one self-contained page.
         overview: The same in a few lines.
 
@@ -49,7 +49,7 @@ def merge_shards(
         store_endpoint=store_endpoint,
     )
     results.metadata.update(merged.facts)
-    rejects.metadata.update({**merged.facts, "rows": merged.facts["rejects"]})
+    rejects.metadata.update(merged.reject_facts)
     for name, value in merged.scalars.items():
         metrics.log_metric(name, value)
     return merged.summary

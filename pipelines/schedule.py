@@ -44,9 +44,15 @@ _CREATE_EXAMPLES = """examples:
 
 --cron has five fields (minute, hour, day of month, month, day of week) or is a word such as @daily. Its times are in
 the zone of the cluster's scheduler: UTC, unless the cluster sets CRON_SCHEDULE_TIMEZONE; then tell it with --timezone.
-{date} in --prompts and --output becomes the day of each run (UTC), in the run itself; Kubeflow's own macros in [[ ]]
-work on some versions only. Times that were missed during a pause are not made up for, and runs never overlap.
+{date} and {yesterday} in --prompts and --output become the day (UTC) on which Kubeflow made each run; before version
+2.16 the day on which its first step began. Times that were missed during a pause are not made up for, and runs never
+overlap.
 """
+
+
+#: The date of each run, which Kubeflow puts here as it makes one, from 2.16 on. Older ones leave it as it stands; then
+#: the run's first step takes the date of its own start.
+_RUN_DATE = "[[CurrentTime.2006-01-02]]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,7 +138,7 @@ def _arguments(given: "Given", package: "Package", *, upload: bool) -> dict[str,
     from pipelines.remote.staging import staged
 
     options = given.options
-    arguments = check_job(given, package, {})
+    arguments = {"run_date": _RUN_DATE, **check_job(given, package, {})}
     if options.prompts:
         staging = options.staging if upload else ""
         arguments["prompts"] = staged(options.prompts, staging, say=lambda text: print(text, file=sys.stderr))
@@ -206,7 +212,7 @@ def _run_now(words: list[str]) -> None:
     body = run_body(
         experiment=str(one.body["experiment_id"]),
         name=f"{one.name} now {stamp()}",
-        arguments=one.arguments,
+        arguments={**one.arguments, **_today(one)},
         version=one.body.get("pipeline_version_reference"),
         service_account=str(one.body.get("service_account") or ""),
         pipeline_root=str((one.body.get("runtime_config") or {}).get("pipeline_root") or ""),
@@ -214,6 +220,11 @@ def _run_now(words: list[str]) -> None:
     run = create_run(connection, body)
     print(connection.run_url(run))
     print(f"Follow it with: python -m pipelines.run {connection.flags()} --follow {run}")
+
+
+def _today(one: "Schedule") -> dict[str, str]:
+    """Instead of a date that only a schedule's own runs get: none, which is today's."""
+    return {"run_date": ""} if one.arguments.get("run_date") == _RUN_DATE else {}
 
 
 def _delete(words: list[str]) -> None:

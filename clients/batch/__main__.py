@@ -153,7 +153,11 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
         paths = {name: str(Path(scratch) / name) for name in ("checked", "part")}
         try:
             check_prompts(
-                prompts=prompts, state=str(place.state.resolve()), checked_path=paths["checked"], **requests
+                prompts=prompts,
+                state=str(place.state.resolve()),
+                checked_path=paths["checked"],
+                options=chosen.to_json(),
+                **requests,
             )
             endpoint = resolve_endpoint(
                 endpoint_url=options.url, model=options.model, server_wait_s=options.server_wait
@@ -174,8 +178,10 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
             merged = merge_shards(
                 paths=Paths(*(Path(scratch) / name for name in ("results", "rejects", "report", "markdown"))),
                 part_paths=[paths["part"]],
+                checked_path=paths["checked"],
                 output=str(place.output.resolve()),
                 endpoint=endpoint,
+                max_error_rate=options.max_error_rate,
             )
             gate(summary=merged.summary, max_error_rate=options.max_error_rate)
         except SystemExit as stop:  # a step ended with an error that its event tells

@@ -9,6 +9,8 @@ from typing import Any
 from clients.batch.options import RunOptions, outcomes
 from clients.errors import SettingsError
 from clients.prompts.template import Template
+from clients.results.comparison import read_limits
+from clients.tracing.settings import CONTENTS
 
 
 def local_path(text: str) -> Path:
@@ -151,7 +153,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for rows that do not end ok, and for what a run may spend; `run_options` reads them."""
+    """Add the flags for rows that do not end ok, what a run may spend, and who sees it; `run_options` reads them."""
     policy = parser.add_argument_group("answers that are not ok, and what a run may spend")
     policy.add_argument(
         "--retry",
@@ -180,6 +182,40 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     policy.add_argument(
         "--lengths-from", metavar="PATH", default="", help="earlier results; what took long there goes first"
     )
+    policy.add_argument(
+        "--max-regression",
+        metavar="NAME=SHARE",
+        default="",
+        help="how much worse than the run before it may be, such as error_rate=0.02,rows_per_s=0.3",
+    )
+    _add_observation_arguments(parser)
+
+
+def _add_observation_arguments(parser: argparse.ArgumentParser) -> None:
+    seen = parser.add_argument_group("what others see of it (traces need the LANGFUSE_... variables)")
+    seen.add_argument(
+        "--trace-content",
+        choices=CONTENTS,
+        default="full",
+        help="what of prompts and answers Langfuse gets: all, their SHA-256, or nothing (default: %(default)s)",
+    )
+    seen.add_argument(
+        "--trace-sample-rate",
+        metavar="SHARE",
+        type=float,
+        help="share of the rows that are traced, 0 to 1; rows that went wrong always are (default: all)",
+    )
+    seen.add_argument("--trace-scores", action="store_true", help="send outcomes to Langfuse as scores, too")
+    seen.add_argument(
+        "--metrics-port", metavar="PORT", type=int, help="let Prometheus read the progress at this port (0: any)"
+    )
+    seen.add_argument(
+        "--metrics-host",
+        metavar="HOST",
+        default="127.0.0.1",
+        help="address at which that port is open (default: %(default)s, this machine alone)",
+    )
+    seen.add_argument("--pushgateway", metavar="URL", default="", help="send the progress to a Prometheus Pushgateway")
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
@@ -196,9 +232,16 @@ def run_options(options: argparse.Namespace) -> RunOptions:
         raw_response=options.raw_response,
         join_duplicates=not options.keep_duplicates,
         max_error_rate=options.max_error_rate,
+        max_regression=read_limits(options.max_regression, "--max-regression"),
         time_limit_s=options.time_limit,
         max_output_tokens=options.max_output_tokens,
         lengths_from=str(Path(options.lengths_from).resolve()) if options.lengths_from else "",
+        trace_content=options.trace_content,
+        trace_sample_rate=options.trace_sample_rate,
+        trace_scores=options.trace_scores,
+        metrics_port=options.metrics_port,
+        metrics_host=options.metrics_host,
+        pushgateway=options.pushgateway,
     )
 
 

@@ -3,11 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from clients.batch.budgets import Budgets
 from clients.batch.policies import Policies
 from clients.errors import SettingsError
 from clients.records import Outcome
+from clients.results.comparison import read_limits
+from clients.tracing.settings import CONTENTS, Content
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,16 @@ class RunOptions:
         lengths_from: Folder of an earlier run's ledger, or its results.parquet: what took long there goes first.
         fresh: Answer every row anew; only where the state is Kubeflow's own, see `clients.storage.generations`.
         reuse: Take the answers of rows that have not changed from the newest finished run; likewise.
+        max_regression: How much worse a run may be than the one before it, by names of
+            `clients.results.comparison.MEASURES`: of a share of the rows the difference, else part of what was.
+        trace_content: What of prompts and answers Langfuse gets: `full`, their SHA-256 (`hash`), or `none`.
+        trace_sample_rate: Share of the rows that are traced, 0 to 1, or None for LANGFUSE_SAMPLE_RATE; rows that went
+            wrong always are.
+        trace_scores: Send outcomes to Langfuse as scores, too.
+        run_url: Address of a run's page in Kubeflow with `{run}` in it, to which traces link; "" for none.
+        metrics_port: Port at which Prometheus may read how far a shard is; None for none.
+        metrics_host: Address at which it listens; a pod's is 0.0.0.0.
+        pushgateway: URL of a Pushgateway that is told the same; "" for none.
     """
 
     retry: frozenset[Outcome] = frozenset()
@@ -39,10 +52,26 @@ class RunOptions:
     lengths_from: str = ""
     fresh: bool = False
     reuse: bool = False
+    max_regression: tuple[tuple[str, float], ...] = ()
+    trace_content: Content = "full"
+    trace_sample_rate: float | None = None
+    trace_scores: bool = False
+    run_url: str = ""
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    pushgateway: str = ""
 
     def __post_init__(self) -> None:
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise SettingsError(f"time_limit_s must be above 0, found {self.time_limit_s:g}")
+        if self.trace_content not in CONTENTS:
+            raise SettingsError(f"trace_content must be one of {', '.join(CONTENTS)}, found {self.trace_content!r}")
+        if self.trace_sample_rate is not None and not 0 <= self.trace_sample_rate <= 1:
+            raise SettingsError(f"trace_sample_rate must be from 0 to 1, found {self.trace_sample_rate:g}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:
+            raise SettingsError(f"metrics_port must be from 0 to 65535, found {self.metrics_port}")
+        for name in ("run_url", "pushgateway"):
+            _check_url(name, getattr(self, name))
         self.policies()
         self.budgets()
 
@@ -82,6 +111,8 @@ class RunOptions:
             value = getattr(self, field.name)
             if value != field.default:
                 found[field.name] = sorted(value) if isinstance(value, frozenset) else value
+        if self.max_regression:
+            found["max_regression"] = dict(self.max_regression)
         return found
 
     @classmethod
@@ -97,7 +128,21 @@ class RunOptions:
         read: dict[str, Any] = {
             name: outcomes(value, name) if name in ("retry", "resample") else value for name, value in fields.items()
         }
+        if "max_regression" in read:
+            read["max_regression"] = read_limits(read["max_regression"], "max_regression")
         return cls(**read)
+
+
+def _check_url(name: str, url: str) -> None:
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        sound = False
+    if not sound or not url.isascii() or any(mark.isspace() for mark in url):
+        raise SettingsError(f"{name} must be an address such as http://HOST:PORT, found {url!r}")
 
 
 def outcomes(value: Any, where: str) -> frozenset[Outcome]:

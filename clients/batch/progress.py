@@ -25,6 +25,12 @@ class Progress:
         rows: Rows in it.
         first_row: Number of the first of them.
         joins: Whether rows may be joined.
+
+    Attributes:
+        outcomes: Of all rows that have one.
+        output_tokens: Of rows that were sent now; so are `prompt_tokens`.
+        retries: Requests that were sent again.
+        in_flight: Requests under way, as of the last half second.
     """
 
     def __init__(self, *, shard: int, rows: int, first_row: int = 0, joins: bool = True) -> None:
@@ -36,7 +42,7 @@ class Progress:
         self._end_of_row = bytearray(rows if joins else 0)
         self._followers: Counter[int] = Counter()  # of rows that have no outcome yet
         self.session_outcomes: Counter[str] = Counter()  # of rows that were sent now
-        self.reused = self.retries = self.output_tokens = 0
+        self.reused = self.retries = self.output_tokens = self.prompt_tokens = self.in_flight = 0
         self._started = time.monotonic()
         self._last_emit = -_INTERVAL_S
 
@@ -52,6 +58,7 @@ class Progress:
         if self._end_of_row:
             self._end_of_row[result.row - self._first_row] = _END_OF[result.outcome]
         self.output_tokens += result.completion_tokens or 0
+        self.prompt_tokens += result.prompt_tokens or 0
 
     def join(self, leader: int) -> None:
         """Count a row that shares the answer of an earlier row, which may have it already or not."""
@@ -67,6 +74,7 @@ class Progress:
 
     def report(self, *, in_flight: int, waiting: int, limit: int = 0, force: bool = False) -> None:
         """Emit a `shard.progress` event if one is due."""
+        self.in_flight = in_flight
         now = time.monotonic()
         interval = _EARLY_INTERVAL_S if now - self._started < _EARLY_S else _INTERVAL_S
         if not force and now - self._last_emit < interval - 0.05:

@@ -27,6 +27,7 @@ from clients.prompts.plan import Shard
 from clients.prompts.rows import Row, parse_row
 from clients.records import ChatRequest, InvalidRow
 from clients.storage import Folder, shown
+from clients.tracing.tracer import NoTracer, Tracer
 
 #: While its block lasts, it calls the function it is given when the run has to stop; at the end it says so.
 Stopping = Callable[[Callable[[], object]], contextlib.AbstractContextManager[None]]
@@ -41,16 +42,18 @@ class ShardRun:
         stop_reason: Why it ended before its last row, or None.
         seconds: See `Verdict.seconds`.
         sent: What was asked for each row.
+        tracing: Counts of its traces as `traces` and the address of one as `trace_url`; empty when tracing is off.
     """
 
     progress: Progress
     stop_reason: str | None
     seconds: dict[str, float]
     sent: SentRows
+    tracing: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the results wants to know about how they came about."""
-        return {"stop_reason": self.stop_reason, "seconds": self.seconds}
+        return {"stop_reason": self.stop_reason, "seconds": self.seconds, **self.tracing}
 
 
 #: Rows that are read and found answered, at some 40 us each, before the loop looks after anything else.
@@ -79,6 +82,8 @@ def run_shard(
     api_key: str | None,
     timeouts: Timeouts,
     stopping: Stopping,
+    tracer: Tracer | None = None,
+    see: Callable[[Progress], object] | None = None,
 ) -> ShardRun:
     """Bring every row of the shard that has no committed answer to an outcome.
 
@@ -88,6 +93,8 @@ def run_shard(
         api_key: See ChatEndpoint.
         timeouts: See Timeouts.
         stopping: When it calls what it is given, requests in flight are dropped and finished rows committed.
+        tracer: Told of every row; closing it is left to the caller.
+        see: Given the counts at the start, to look at them from another thread.
 
     Raises:
         EndpointError, StorageError: as in `Engine.run`.
@@ -95,6 +102,9 @@ def run_shard(
     options = RunOptions.from_json(shard.options)
     joins = options.join_duplicates and shard.may_repeat  # looking for equal rows takes 4 us a row
     progress = Progress(shard=shard.shard, rows=shard.rows, first_row=shard.part.first_row, joins=joins)
+    tracer = tracer or NoTracer()
+    if see is not None:
+        see(progress)
     settings = EngineSettings(policies=options.policies(), budgets=options.budgets(), keep_raw=options.raw_response)
     endpoints = [ChatEndpoint(url, api_key=api_key, timeouts=timeouts) for url in shard.base_url.split()]
     lengths = Expectations(_known_lengths(options.lengths_from))
@@ -104,10 +114,15 @@ def run_shard(
     async def run() -> None:
         pool = Pool(endpoints, cap=_cap(shard.concurrency), wait_s=shard.server_wait_s)
         engine = Engine(
-            pool=pool, committer=Committer(ledger), progress=progress, settings=settings, learn=lengths.learn
+            pool=pool,
+            committer=Committer(ledger, tracer=tracer),
+            progress=progress,
+            settings=settings,
+            learn=lengths.learn,
+            tracer=tracer,
         )
         engines.append(engine)
-        requests = _to_send(shard, ledger, progress, sent, join=joins)
+        requests = _to_send(shard, ledger, progress, sent, tracer, join=joins)
         await engine.run(longest_first(requests, lengths))
 
     try:
@@ -180,7 +195,7 @@ def _all_rows(shard: Shard, sent: SentRows) -> Iterator[Row]:
 
 
 def _to_send(
-    shard: Shard, ledger: Ledger, progress: Progress, sent: SentRows, *, join: bool
+    shard: Shard, ledger: Ledger, progress: Progress, sent: SentRows, tracer: Tracer, *, join: bool
 ) -> Iterator[ChatRequest | None]:
     """The shard's rows that need an answer, read as they are asked for; None between many that need none."""
     duplicates = Duplicates(first_row=shard.part.first_row, rows=shard.rows) if join else None
@@ -193,6 +208,7 @@ def _to_send(
             progress.malformed()
         elif (outcome := ledger.claim(request)) is not None:
             progress.reuse(outcome)
+            tracer.reused(request)
         elif duplicates is not None and (earlier := duplicates.earlier(request)) is not None:
             first, last = earlier
             ledger.join(request.row, last)

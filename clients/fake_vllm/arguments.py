@@ -6,6 +6,7 @@ from clients.fake_vllm.answers import AnswerModel
 from clients.fake_vllm.batching import StepModel
 from clients.fake_vllm.faults import KINDS, FaultPlan, parse_faults
 from clients.fake_vllm.options import Options, parse_outage
+from clients.wide_help import WideHelp
 
 _DESCRIPTION = """A fake vLLM on this machine: continuous batching in simulated time, faults by seed, one process.
 
@@ -17,19 +18,17 @@ _EXAMPLES = """examples:
   python -m clients.fake_vllm --replicas 4 --faults all:0.02 --outage 1:5:3
   python -m clients.fake_vllm --addresses 2 --port 8000 --thinking
   python -m clients.fake_vllm --instant
-
-faults:
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """Every flag, in groups."""
-    kinds = "".join(f"  {kind:<12}{what}\n" for kind, what in KINDS.items())
     made = argparse.ArgumentParser(
         prog="python -m clients.fake_vllm",
+        usage="python -m clients.fake_vllm [--port N] [--slots N] [--faults KIND:SHARE,…] [...]",
         description=_DESCRIPTION,
-        epilog=_EXAMPLES + kinds,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES,
+        formatter_class=WideHelp,
     )
     _add_server_arguments(made)
     _add_engine_arguments(made)
@@ -62,7 +61,7 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--anonymous",
         action="store_true",
-        help="/metrics does not tell one process from another, as with several API servers in one",
+        help="/metrics does not tell one process from another",
     )
     many = group.add_mutually_exclusive_group()
     many.add_argument("--replicas", metavar="N", type=int, default=1, help="so many behind one port, one a connection")
@@ -135,7 +134,7 @@ def _add_trouble_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R:START:SECONDS",
         action="append",
         default=[],
-        help="replica R is dead for SECONDS, from START seconds after the first chat request on; repeatable",
+        help="replica R is dead for SECONDS, START seconds after the first request; repeatable",
     )
     group.add_argument(
         "--faults", metavar="KIND:SHARE,…", default="", help="by chance; all:SHARE gives every kind that share"
@@ -147,6 +146,11 @@ def _add_trouble_arguments(parser: argparse.ArgumentParser) -> None:
         default=2,
         help="only the first K requests for a text can meet one (default: %(default)s)",
     )
+    group.add_argument("--list-faults", action="version", version=_kinds(), help="print each KIND and what it does")
+
+
+def _kinds() -> str:
+    return "\n".join(f"{kind:<12}{what}" for kind, what in KINDS.items())
 
 
 def server_options(options: argparse.Namespace) -> Options:

@@ -25,6 +25,7 @@ class Start:
         kept: Whether `state` is one of several generations, see `clients.storage.generations`.
         job: Names the prompts as they were written, macros and all: the same for every run of a schedule.
         reuse: Generation of an earlier run whose answers are taken over; "" for none.
+        max_regression: See RunOptions.
     """
 
     run: str = ""
@@ -35,6 +36,7 @@ class Start:
     kept: bool = False
     job: str = ""
     reuse: str = ""
+    max_regression: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """One line of JSON."""

@@ -13,7 +13,7 @@ from clients.prompts.columns import CarriedColumns
 from clients.prompts.rows import Row
 from clients.records import InvalidRow, Outcome
 from clients.results.gather import Gather, Joined
-from clients.results.schema import COLUMNS, RUN_KEY, SETTINGS_KEY
+from clients.results.schema import COLUMNS, RUN_KEY, SETTINGS_KEY, TRACE_URL_KEY
 from clients.storage import refusals
 
 #: Rows that are put together at once.
@@ -63,6 +63,8 @@ def write_results(
         StorageError: the file, or the scratch files beside which it grows, cannot be written.
     """
     schema = results_schema(carried, settings)
+    if run and run.get("trace_url"):
+        schema = schema.with_metadata({**schema.metadata, TRACE_URL_KEY: run["trace_url"]})
     gather = Gather(answers, joined, first_row=first_row, rows=WINDOW_ROWS, folder=path.parent)
     missing = 0
     with refusals("write", path), open_writer(path, schema) as writer:

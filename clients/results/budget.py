@@ -25,3 +25,13 @@ def objection(summary: Mapping[str, Any], max_error_rate: float) -> str | None:
             f"{max_error_rate:g} allows. The reasons stand in rejects.parquet."
         )
     return None
+
+
+def regression(summary: Mapping[str, Any]) -> str | None:
+    """What got worse since the run before by more than was allowed; None when nothing did, or there was none.
+
+    Args:
+        summary: `comparison` of a Summary.
+    """
+    found = (summary.get("comparison") or {}).get("regressions") or []
+    return " ".join(found) or None

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from clients.errors import StorageError
 from clients.records import Outcome
 from clients.results.assemble import RowGroups, open_writer
-from clients.results.schema import COLUMNS, RUN_KEY, SETTINGS_KEY
+from clients.results.schema import COLUMNS, RUN_KEY, SETTINGS_KEY, TRACE_URL_KEY
 from clients.results.summary import Summary, SummaryCollector
 from clients.storage import Folder, refusals
 
@@ -105,9 +105,10 @@ def _link(part: Source, results: Path) -> None:
 
 
 def _schema(parts: list[_Part]) -> pa.Schema:
-    """The columns and settings of all parts; of a single one also how its run went."""
+    """The columns and settings of all parts, and where a trace is; of a single part also how its run went."""
     schema = parts[0][2].schema_arrow
-    metadata = schema.metadata
+    urls = [found for _, _, file in parts if (found := file.schema_arrow.metadata.get(TRACE_URL_KEY))]
+    metadata = {**schema.metadata, **({TRACE_URL_KEY: urls[0]} if urls else {})}
     dropped = RUN_KEY if len(parts) > 1 else b""
     return schema.with_metadata({key: metadata[key] for key in metadata if key != dropped})
 

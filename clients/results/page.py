@@ -28,7 +28,10 @@ table{border-collapse:collapse;width:100%;font-size:14px}
 th{font-weight:500;font-size:13px;text-align:left}
 th,td{padding:7px 14px 7px 0;border-bottom:1px solid var(--line);vertical-align:top}
 th:last-child,td:last-child{padding-right:0}
-.num{text-align:right;white-space:nowrap}.advice td:last-child{width:66%}.word{white-space:nowrap}
+.num{text-align:right;white-space:nowrap}.worse{color:var(--mark);font-weight:600}
+.stop{background:var(--card);border-left:4px solid var(--mark);border-radius:4px;padding:10px 14px}
+.beside td{padding-top:4px;padding-bottom:4px}
+.advice td:last-child{width:66%}.word{white-space:nowrap}
 .fact{display:inline-block}
 code{font:12.5px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,"Noto Sans Mono CJK KR",monospace;unicode-bidi:isolate;
 white-space:pre-wrap}
@@ -53,6 +56,10 @@ footer{margin-top:48px;border-top:1px solid var(--line);padding-top:16px}
 border-bottom:1px solid var(--line)}.advice td{border:0;padding:0 12px 0 0}.advice td:first-child{flex:1}
 .advice td:nth-child(3){padding:0;min-width:64px}
 .advice td:nth-child(4){flex:0 0 100%}.advice thead{display:none}
+.word{white-space:normal}.advice td:first-child{min-width:0}
+.beside tr{display:grid;grid-template-columns:1fr 1fr 1.3fr;gap:0 10px;padding:6px 0;border-bottom:1px solid var(--line)}
+.beside td,.beside th{border:0;padding:0}.beside td:first-child{grid-column:1/-1}.beside th:first-child{display:none}
+.beside .num{white-space:normal}
 .pairs{grid-template-columns:1fr;gap:0}.pairs dd{margin-bottom:8px}}
 @media print{:root{--bg:#fff;--ink:#000;--soft:#444;--line:#ccc;--card:#f3f3f3;--bar:#4478a8;--mark:#a04000}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}main{max-width:none;padding:0}

@@ -3,15 +3,18 @@
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from clients.records import Outcome
 from clients.results.advice import ADVICE
+from clients.results.changes import compared_with, comparison_lines, worse_fact
 from clients.results.charts import histogram_chart, latency_text, throughput_chart
 from clients.results.distribution import Spread
 from clients.results.format import compact, count, counted, duration, moment, rate, seconds, share
 from clients.results.gpus import gpu_fact
 from clients.results.page import empty, escape, page, section, stats, table
 from clients.results.summary import Summary
+from clients.results.traces import trace_fact
 
 #: Okabe and Ito's colours, made for every kind of colour vision, with a grey and a violet; the word stands beside each.
 _COLOURS = ("0072b2", "56b4e9", "009e73", "cc79a7", "f0e442", "999999", "e69f00", "d55e00", "6b4a9e")
@@ -26,7 +29,11 @@ def render_report(summary: Summary, *, title: str) -> str:
         summary: Of `SummaryCollector.summary`, or read back from summary.json. Nothing in it is trusted.
         title: Headline and window title.
     """
-    answers = (_outcomes, _latency, _output_length, _throughput, _not_ok, _slowest) if summary["rows"] else (_no_rows,)
+    answers = (
+        (_outcomes, _comparison, _latency, _output_length, _throughput, _not_ok, _slowest)
+        if summary["rows"]
+        else (_no_rows,)
+    )
     body = "\n".join([_headline(summary, title), *(part(summary) for part in (*answers, _settings)), _FOOTER])
     return page(title, body)
 
@@ -63,7 +70,7 @@ def _headline(summary: Summary, title: str) -> str:
     facts.append(f"{count(summary['retries'])} retries")
     if summary["joined"]:
         facts.append(f"{counted(summary['joined'], 'row')} answered together with an identical one")
-    facts.append(gpu_fact(summary))
+    facts += [gpu_fact(summary), trace_fact(summary)]
     notes = [f"Stopped early: {summary['stopped_early']}."] if summary["stopped_early"] else []
     notes += [summary["verdict"]["advice"]] if summary["verdict"] else []
     return (
@@ -102,6 +109,34 @@ def _outcomes(summary: Summary) -> str:
     absent = ", ".join(word for word, number in summary["outcomes"].items() if not number)
     rest = f'<p class="small soft">None: {escape(absent)}.</p>' if absent else ""
     return section("Outcomes", f'<div class="stack">{bar}</div>{body}<p></p>{rest}')
+
+
+def _comparison(summary: Summary) -> str:
+    """Nothing at all for a first run: there is nothing to say about it."""
+    found = summary.get("comparison")
+    if not found:
+        return ""
+    lines = [
+        (
+            escape(line.title),
+            escape(line.before),
+            escape(line.now),
+            f'<span class="worse">{escape(line.change)}</span>' if line.worse else escape(line.change),
+        )
+        for line in comparison_lines(found)
+    ]
+    stops = "".join(
+        f'<p class="stop">{escape(_clip(sentence))}</p>' for sentence in found["regressions"][:_MAX_SETTINGS]
+    )
+    which = f" ({found['run']})" if found["run"] else ""
+    note = f"{_sentence(compared_with(found))}{which} is the last of this job that passed. {worse_fact(found)}"
+    return section(
+        "Compared with the run before", stops + table("beside", ("", "#before", "#now", "#change"), lines), note
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _latency(summary: Summary) -> str:
@@ -153,7 +188,8 @@ def _not_ok(summary: Summary) -> str:
         return section("Rows that are not ok", empty("None: every row is ok."))
     names = ("#row", "id", "outcome", "reason and trace", "#attempts")
     lines = [
-        (count(row["row"]), _id(row), _word(row), _reason(row), count(row["attempts"])) for row in summary["not_ok"]
+        (count(row["row"]), _id(row), _word(row), _reason(row, summary), count(row["attempts"]))
+        for row in summary["not_ok"]
     ]
     codes = ", ".join(f"{code} {count(number)}" for code, number in list(summary["error_codes"].items())[:12])
     few = f"{count(len(lines))} of {count(total)}, the first of each outcome. " if total > len(lines) else ""
@@ -173,7 +209,7 @@ def _slowest(summary: Summary) -> str:
             count(row["row"]),
             _id(row),
             _word(row),
-            *((_trace(row),) if traced else ()),
+            *((_trace(row, summary),) if traced else ()),
         )
         for row in summary["slowest"]
     ]
@@ -184,17 +220,24 @@ def _id(row: Mapping[str, Any]) -> str:
     return f"<code>{escape(row['id'])}</code>"
 
 
-def _trace(row: Mapping[str, Any]) -> str:
-    return f'<code class="soft">{escape(row["trace_id"])}</code>' if row["trace_id"] else ""
+def _trace(row: Mapping[str, Any], summary: Summary) -> str:
+    if not row["trace_id"]:
+        return ""
+    shown = f'<code class="soft">{escape(row["trace_id"])}</code>'
+    url = str(summary.get("trace_url") or "")
+    if not url.startswith(("http://", "https://")):  # a summary that was read back may say anything
+        return shown
+    address = escape(url.replace("{trace_id}", quote(row["trace_id"], safe="")))
+    return f'<a href="{address}" target="_blank" rel="noreferrer">{shown}</a>'
 
 
 def _word(row: Mapping[str, Any]) -> str:
     return f'<span class="word">{escape(row["outcome"])}</span>'
 
 
-def _reason(row: Mapping[str, Any]) -> str:
+def _reason(row: Mapping[str, Any], summary: Summary) -> str:
     code = f"<code>{escape(row['error_code'])}</code> " if row["error_code"] else ""
-    trace = f"<br>{_trace(row)}" if row["trace_id"] else ""
+    trace = f"<br>{_trace(row, summary)}" if row["trace_id"] else ""
     return f"<div>{code}{escape(row['error_message'] or '')}{trace}</div>".replace("<div><br>", "<div>")
 
 

@@ -35,3 +35,6 @@ COLUMNS = pa.schema(
 #: Keys of the Parquet metadata that hold, as JSON, what the results were asked for, and how their run went.
 SETTINGS_KEY = b"kubeflow_llm_inference.settings"
 RUN_KEY = b"kubeflow_llm_inference.run"
+
+#: Key of the address of a row's trace, with `{trace_id}` where the column's value goes; absent when nothing was traced.
+TRACE_URL_KEY = b"kubeflow_llm_inference.trace_url"

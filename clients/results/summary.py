@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clients.records import Outcome
+from clients.results.comparison import Comparison
 from clients.results.distribution import Distribution, Histogram, Spread
 from clients.results.timeline import Throughput, Timeline
 from clients.results.verdict import Verdict, judge
@@ -48,6 +49,10 @@ class Summary(TypedDict):
         gpu_seconds_held: Of a run that deployed its model: time for which its pods had GPUs, until the results were
             written; None where nothing was deployed.
         gpu_seconds_used: As much of it as requests were in flight.
+        traces: What became of the traces of the rows that were sent: `exported` (Langfuse has them), `spooled` (in
+            files of the state, for the next run to send), `dropped`, `sampled_out`; and `replayed`, which an earlier
+            run left and this one sent. None when nothing was traced.
+        trace_url: Address of a row's trace, with `{trace_id}` in it; None likewise.
         stopped_early: Why a shard ended before its last row; None when none did.
         verdict: What held the run back; None when nothing was sent.
         throughput: What finished when, in buckets of active time.
@@ -55,6 +60,7 @@ class Summary(TypedDict):
         not_ok: Example rows in input order; each outcome in turn gives its first ones, so that none hides another.
         error_codes: Code and rows; codes beyond the 50th distinct one count as `other`. `models`, `endpoints` likewise.
         settings: As given.
+        comparison: This run beside the last one of the same job that its gate let pass; None for a first one.
     """
 
     format_version: int
@@ -75,6 +81,8 @@ class Summary(TypedDict):
     joined: int
     gpu_seconds_held: float | None
     gpu_seconds_used: float | None
+    traces: dict[str, int] | None
+    trace_url: str | None
     stopped_early: str | None
     verdict: Verdict | None
     latency_histogram: Histogram | None
@@ -86,6 +94,7 @@ class Summary(TypedDict):
     models: dict[str, int]
     endpoints: dict[str, int]
     settings: dict[str, Any]
+    comparison: Comparison | None
 
 
 class SummaryCollector:
@@ -172,7 +181,8 @@ class SummaryCollector:
 
         Args:
             settings: What the run was asked to do, JSON-able and free of secrets: it is printed in the report.
-            runs: Of each shard, why it stopped early (`stop_reason`) and where its time went (`seconds`).
+            runs: Of each shard, why it stopped early (`stop_reason`), where its time went (`seconds`), what became of
+                its traces (`traces`) and where one is (`trace_url`).
         """
         active_s = self._timeline.active_s
         spread = self._output.spread()
@@ -197,6 +207,8 @@ class SummaryCollector:
             joined=self._totals["joined"],
             gpu_seconds_held=None,
             gpu_seconds_used=None,
+            traces=_traces(runs),
+            trace_url=next((run["trace_url"] for run in runs if run.get("trace_url")), None),
             stopped_early=next((run["stop_reason"] for run in runs if run.get("stop_reason")), None),
             verdict=judge(run.get("seconds", {}) for run in runs),
             latency_histogram=self._latency.histogram(),
@@ -208,6 +220,7 @@ class SummaryCollector:
             models=dict(self._names["model"].most_common()),
             endpoints=dict(self._names["endpoint"].most_common()),
             settings=dict(settings),
+            comparison=None,
         )
 
     def _fair_share(self) -> list[dict[str, Any]]:
@@ -215,6 +228,13 @@ class SummaryCollector:
         ranked = [(rank, row["row"], row) for rows in self._not_ok.values() for rank, row in enumerate(rows)]
         chosen = sorted(ranked, key=lambda entry: entry[:2])[: self._keep]
         return [row for _, _, row in sorted(chosen, key=lambda entry: entry[1])]
+
+
+def _traces(runs: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
+    found: Counter[str] = Counter()
+    for run in runs:
+        found.update(run.get("traces") or {})
+    return dict(found) or None
 
 
 def _counts(column: pa.Array) -> dict[str, int]:

@@ -15,6 +15,7 @@ from typing import Any
 from clients.errors import LLMInferenceError
 from clients.events import log_to_stderr
 from clients.serving.spec import ServingSpec
+from clients.wide_help import WideHelp
 
 _EXAMPLES = """examples:
   python -m clients.serving manifest --profile throughput | kubectl apply -f -
@@ -123,29 +124,30 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m clients.serving",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=WideHelp,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_spec(_command(commands, "manifest", _manifest, "print what deploy would apply, as YAML", cluster=False))
     deploy = _command(commands, "deploy", _deploy, "deploy the model, wait until it answers, print its address")
     _add_spec(deploy)
-    deploy.add_argument(
+    how = deploy.add_argument_group("how it is deployed")
+    how.add_argument(
         "--after-run",
         choices=("delete", "stop", "keep"),
         default="keep",
         help="what sweep and release do with it (default: %(default)s)",
     )
-    deploy.add_argument(
+    how.add_argument(
         "--lease-hours",
         type=float,
         metavar="H",
         default=12.0,
         help="unless it is kept, sweep frees its GPUs after so long (default: %(default)g)",
     )
-    deploy.add_argument(
+    how.add_argument(
         "--ready-timeout", type=float, metavar="S", default=7200.0, help="seconds to wait (default: %(default)g)"
     )
-    deploy.add_argument("--no-wait", action="store_true", help="only apply")
+    how.add_argument("--no-wait", action="store_true", help="only apply")
     _named(_command(commands, "status", _status, "tell how far a service is, and what stands in its way"))
     release = _named(_command(commands, "release", _release, "end a service as its maker chose"))
     release.add_argument("--held-by", metavar="RUN", default=_RUN, help="whose hold is given up (default: your own)")
@@ -158,7 +160,14 @@ def _parser() -> argparse.ArgumentParser:
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, *, cluster: bool = True
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        usage=f"python -m clients.serving {name} {'[-n NAMESPACE] ' * cluster}[option ...]",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog="\n".join(["example:", *(line for line in _EXAMPLES.splitlines() if f" {name} " in line)]),
+        formatter_class=WideHelp,
+    )
     parser.set_defaults(run=run)
     if cluster:
         parser.add_argument("-n", "--namespace", default="", help="namespace (default: the context's, or the pod's)")
@@ -173,13 +182,20 @@ def _named(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _add_spec(parser: argparse.ArgumentParser) -> None:
     """A flag for every field of ServingSpec, with the help that stands in its docstring."""
+    shape = parser.add_argument_group("what is served")
     helps = dict(_described(ServingSpec.__doc__ or ""))
     for field in dataclasses.fields(ServingSpec):
         if field.name == "ipc_lock":
-            parser.add_argument("--no-ipc-lock", dest=field.name, action="store_false", default=None, help="see docs")
+            shape.add_argument(
+                "--no-ipc-lock",
+                dest=field.name,
+                action="store_false",
+                default=None,
+                help="do not ask for the right to lock memory, which InfiniBand needs",
+            )
             continue
         kind, metavar = _FLAG_KINDS.get(field.name) or ((int, "N") if field.type is int else (str, "TEXT"))
-        parser.add_argument(
+        shape.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=field.name,
             type=kind,

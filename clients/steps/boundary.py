@@ -53,6 +53,11 @@ def store_environment() -> dict[str, str]:
     }
 
 
+def langfuse_environment() -> dict[str, str]:
+    """What the environment says about traces; `clients.tracing.settings` reads it."""
+    return {name: value for name, value in os.environ.items() if name.startswith("LANGFUSE_")}
+
+
 def kubeconfig() -> str:
     """The kubeconfig that kubectl would use here; "" in a pod, which has a service account instead."""
     return os.environ.get("KUBECONFIG", "")

@@ -71,6 +71,7 @@ def check_prompts(
             output=expanded(output, date=date, run=run),
             state=state,
             job=job_of(prompts),
+            max_regression=dict(chosen.max_regression),
         )
         with at_hand(start.prompts) as location:
             checked = check(location, defaults)

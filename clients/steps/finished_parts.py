@@ -9,6 +9,7 @@ import orjson
 from clients.batch.parts import Part, Parts
 from clients.prompts.start import Start
 from clients.results.merge import Source
+from clients.steps.baseline import states_above
 from clients.storage.generations import Generations
 
 
@@ -43,11 +44,12 @@ class FinishedParts:
         state = Parts(self.start.state, self.job).state
         return [(state, part.name) if state.local_path is None else state.local_path / part.name for part in self.parts]
 
-    def settle(self, *, is_good: bool, now: float) -> None:
+    def settle(self, *, is_good: bool, baseline: dict[str, Any], now: float) -> None:
         """Leave the state as the next run should find it, once the results are safe.
 
         Args:
             is_good: Whether the run finished, so that a further one is a new run instead of its continuation.
+            baseline: See `baseline_facts`.
             now: Unix time.
 
         Raises:
@@ -55,9 +57,10 @@ class FinishedParts:
         """
         start = self.start
         if start.kept and is_good:
-            states = start.state.rsplit("/", 2)[0]
             facts = {"parts": [part.name for part in self.parts], "rows": sum(part.rows for part in self.parts)}
-            Generations(states).finish(start.state, run=start.run, job=start.job, facts=facts, now=now)
+            Generations(states_above(start.state)).finish(
+                start.state, run=start.run, job=start.job, facts={**facts, **baseline}, now=now
+            )
         elif start.state and not start.kept:
             state = Parts(start.state, self.job)
             if state.state.local_path is not None:  # the results are as large once more; the ledger has the answers

@@ -1,6 +1,7 @@
 """Join the shards' parts into the files people open."""
 
 import json
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -10,17 +11,23 @@ from typing import Any, NamedTuple
 import orjson
 
 from clients.errors import StorageError
+from clients.events import emit
+from clients.prompts.start import Start
 from clients.records import Outcome
-from clients.results.budget import objection
+from clients.results.budget import objection, regression
+from clients.results.comparison import MEASURES, compare, numbers_of
 from clients.results.gpus import account
 from clients.results.markdown import render_markdown
 from clients.results.merge import Source, merge_parts, schema_of
 from clients.results.report import render_report
 from clients.results.summary import Summary
+from clients.steps.baseline import baseline_facts, keep_baseline, read_baseline
 from clients.steps.boundary import step
 from clients.steps.finished_parts import FinishedParts
 from clients.steps.stores import reach_stores
 from clients.storage import Folder, refusals
+
+logger = logging.getLogger(__name__)
 
 _TITLE = "Batch inference"
 
@@ -36,12 +43,14 @@ class Merged(NamedTuple):
     Attributes:
         summary: What the next step needs, as JSON.
         scalars: The numbers that are compared between runs.
-        facts: Of the results, for their artifact's metadata.
+        facts: Of the results, for their artifact's metadata: rows, columns with their types as JSON, where they lie.
+        reject_facts: Of the rejects, likewise.
     """
 
     summary: str
     scalars: dict[str, float]
     facts: dict[str, Any]
+    reject_facts: dict[str, Any]
 
 
 class Paths(NamedTuple):
@@ -67,6 +76,7 @@ def merge_shards(
     output: str = "",
     part_paths: Sequence[str] = (),
     finished_path: str = "",
+    checked_path: str = "",
     max_error_rate: float = 1.0,
     store_endpoint: str = "",
     one_file_bytes: int = _ONE_FILE_BYTES,
@@ -79,6 +89,7 @@ def merge_shards(
         output: Folder or URI for a copy of all of them; "" takes what the run decided, if there was such a step.
         part_paths: The shards' parts, when they are not in the run's state.
         finished_path: What `finish_shards` wrote; "" outside a pipeline.
+        checked_path: What `check_prompts` wrote, outside a pipeline: it says where the state is.
         max_error_rate: Share of the rows, 0 to 1, that may go wrong in a run that counts as finished.
         store_endpoint: Where `minio://` addresses lead to; "" for Kubeflow's own.
         one_file_bytes: See `_ONE_FILE_BYTES`.
@@ -86,25 +97,42 @@ def merge_shards(
     with step("merge_shards"):
         reach_stores(store_endpoint)
         finished = FinishedParts.read(Path(finished_path)) if finished_path else None
+        start = finished.start if finished is not None else _start(checked_path)
         sources: Sequence[Source] = [Path(path) for path in part_paths]
-        if finished is not None and finished.parts:
-            sources, output = finished.sources(), output or finished.start.output
-        elif finished is not None:
-            output = output or finished.start.output
+        if finished is not None:
+            sources, output = finished.sources() or sources, output or start.output
         is_large = finished is not None and finished.size > one_file_bytes
         summary = merge_parts(sources, None if is_large else paths.results, paths.rejects)
         account(summary, json.loads(endpoint).get("gpus_held_since", ()), now=time.time())
+        baseline = _compare(summary, start, max_error_rate)
         place = _keep_large(sources, finished, output) if is_large and finished is not None else ""
         location = place or (f"{output.rstrip('/')}/results.parquet" if output else "")
-        facts = _facts(sources[0], summary, location)
+        facts, reject_facts = _facts(sources[0], summary, location, output)
         _write(summary, paths, location)
         if place:
             _write_text(paths.results, json.dumps({"dataset": place, "files": len(sources), **facts}))
         if output:
             _keep(summary, paths, Folder(output), is_large=is_large)
+        is_good = objection(summary, max_error_rate) is None
         if finished is not None:
-            finished.settle(is_good=objection(summary, max_error_rate) is None, now=time.time())
-    return Merged(json.dumps(_brief(summary)), _scalars(summary), facts)
+            finished.settle(is_good=is_good, baseline=baseline, now=time.time())
+        if is_good:
+            keep_baseline(start, baseline, now=time.time())
+        emit(logger, "results.merged", **_told(summary))
+    return Merged(json.dumps(_brief(summary)), _scalars(summary), facts, reject_facts)
+
+
+def _start(checked_path: str) -> Start:
+    return Start.from_json(Path(checked_path).read_bytes().partition(b"\n")[0]) if checked_path else Start()
+
+
+def _compare(summary: Summary, start: Start, max_error_rate: float) -> dict[str, Any]:
+    """Put the run beside the one before it; returns what the next one is to be compared with."""
+    before, numbers = read_baseline(start), numbers_of(summary, run=start.run)
+    if before is not None:
+        summary["comparison"] = compare(numbers, before, start.max_regression)
+    has_passed = objection(summary, max_error_rate) is None and regression(summary) is None
+    return baseline_facts(numbers, before, has_passed=has_passed)
 
 
 def _write(summary: Summary, paths: Paths, location: str) -> None:
@@ -149,35 +177,37 @@ def _keep(summary: Summary, paths: Paths, folder: Folder, *, is_large: bool) -> 
     folder.write("summary.json", json.dumps(summary, ensure_ascii=False, indent=2).encode())
 
 
-def _facts(part: Source, summary: Summary, location: str) -> dict[str, Any]:
-    schema = schema_of(part)
-    columns = {field.name: str(field.type) for field in schema}
+def _facts(part: Source, summary: Summary, location: str, output: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the results and of the rejects: rows, columns and where they lie."""
+    columns = orjson.dumps({field.name: str(field.type) for field in schema_of(part)}).decode()
     rejects = summary["rows"] - summary["outcomes"].get(Outcome.OK, 0)
-    found = orjson.dumps(columns).decode()
-    return {"rows": summary["rows"], "rejects": rejects, "columns": found, "location": location}
+    beside = f"{output.rstrip('/')}/rejects.parquet" if output else ""
+    return (
+        {"rows": summary["rows"], "rejects": rejects, "columns": columns, "location": location},
+        {"rows": rejects, "columns": columns, "location": beside},
+    )
 
 
 def _brief(summary: Summary) -> dict[str, Any]:
     """What the next step needs: a parameter is one argument of a process, so it stays small."""
-    return {name: summary[name] for name in ("rows", "outcomes", "error_codes", "stopped_early")}
+    found: dict[str, Any] = {name: summary[name] for name in ("rows", "outcomes", "error_codes", "stopped_early")}
+    if comparison := summary["comparison"]:
+        found["comparison"] = {"regressions": comparison["regressions"]}
+    return found
+
+
+def _told(summary: Summary) -> dict[str, Any]:
+    """What who follows the run is told when it has ended."""
+    found: dict[str, Any] = {name: summary[name] for name in ("rows", "duration_s", "rows_per_s", "completion_tokens")}
+    return {**found, "outcomes": {word: number for word, number in summary["outcomes"].items() if number}}
 
 
 def _scalars(summary: Summary) -> dict[str, float]:
-    """Metrics of the run, by the words of summary.json."""
-    found: dict[str, float | None] = {"rows": summary["rows"], **summary["outcomes"]}
-    for name in (
-        "completion_tokens",
-        "prompt_tokens",
-        "duration_s",
-        "rows_per_s",
-        "output_tokens_per_s",
-        "retries",
-        "joined",
-        "gpu_seconds_held",
-        "gpu_seconds_used",
-    ):
+    """Metrics of the run, by the words of summary.json, and what changed since the run before."""
+    found: dict[str, float | None] = {name: measure.of(summary) for name, measure in MEASURES.items()}
+    found |= summary["outcomes"]
+    for name in ("duration_s", "retries", "joined", "gpu_seconds_used"):
         found[name] = summary[name]
-    latency = summary["latency_s"]
-    if latency is not None:
-        found |= {"latency_p50_s": latency["p50"], "latency_p95_s": latency["p95"]}
-    return {name: round(float(value), 3) for name, value in found.items() if value is not None}
+    if comparison := summary["comparison"]:
+        found |= {f"{name}_change": change["change"] for name, change in comparison["changes"].items()}
+    return {name: round(float(value), 4) for name, value in found.items() if value is not None}

@@ -111,6 +111,7 @@ def _job(plan: str, defaults: JobDefaults, carried: Mapping[str, str], chosen: R
         reuse=False,
         fresh=False,
         max_error_rate=plain.max_error_rate,
+        max_regression=(),
         max_output_tokens=None,
         deadline=None,
     ).to_json()

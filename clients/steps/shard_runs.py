@@ -16,6 +16,7 @@ from clients.prompts.plan import Shard
 from clients.records import Outcome
 from clients.steps.boundary import api_key
 from clients.steps.interrupts import stopping
+from clients.steps.observation import observed
 from clients.storage import refusals
 from clients.storage.inputs import at_hand
 
@@ -45,13 +46,24 @@ def run_to_file(shard: Shard, path: Path) -> ShardEnd:
     Raises:
         LLMInferenceError: as `clients.batch.shard.run_shard`.
     """
+    lasts = bool(shard.state)
     with contextlib.ExitStack() as stack:
-        if not shard.state:  # nowhere durable was given: good as long as this pod lives
+        if not lasts:  # nowhere durable was given: good as long as this pod lives
             shard = dataclasses.replace(shard, state=_scratch(stack, "kllm-state-"))
         prompts = stack.enter_context(at_hand(shard.prompts))
         ledger = stack.enter_context(open_ledger(shard))
         at_work = dataclasses.replace(shard, prompts=prompts)
-        done = run(at_work, ledger, api_key=api_key(), timeouts=Timeouts(), stopping=stopping)
+        seen = stack.enter_context(observed(shard, ledger.home, lasts=lasts))
+        done = run(
+            at_work,
+            ledger,
+            api_key=api_key(),
+            timeouts=Timeouts(),
+            stopping=stopping,
+            tracer=seen.tracer,
+            see=seen.metrics.see if seen.metrics is not None else None,
+        )
+        done = seen.ended(done)
         missing = write_part(at_work, ledger, path, run=done, told=shard.prompts)
     return ShardEnd(missing, done.stop_reason, dict(done.progress.outcomes), done.progress.reused)
 

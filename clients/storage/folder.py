@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clients.storage.addresses import is_uri
 from clients.storage.refused import refusals
-from clients.storage.stores import connect
+from clients.storage.stores import COPY_S, connect
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,7 +137,8 @@ class Folder:
         """Keep a copy of another folder's file; within one store nothing passes through here."""
         if self._fs is not None and source._fs is not None and self._fs.equals(source._fs):  # noqa: SLF001
             with refusals("write", f"{self.location}/{name}"):
-                self._fs.copy_file(f"{source._root}/{source_name}", f"{self._root}/{name}")  # noqa: SLF001
+                store = self._fs if self._fs.type_name != "s3" else connect(self.location, answer_s=COPY_S)[0]
+                store.copy_file(f"{source._root}/{source_name}", f"{self._root}/{name}")  # noqa: SLF001
             return
         if self._fs is None and source._fs is None:  # noqa: SLF001
             self.put(name, Path(source._root) / source_name)  # noqa: SLF001

@@ -18,8 +18,12 @@ FINISHED = "finished.json"
 
 _NEWEST, _BEGUN = "newest", "begun"
 
-#: Seconds after which a generation goes that no run finished, or whose job did not run again.
-_FORGOTTEN_S = 30 * 86_400.0
+#: A generation's first file.
+_FIRST = "begun.json"
+
+#: Seconds after which a generation goes that no run has worked in, and one whose job did not run again: a job that
+#: runs once in three months still finds what it did before.
+_FORGOTTEN_S, _ABANDONED_S = 30 * 86_400.0, 100 * 86_400.0
 
 _STORES = ("minio", "s3", "gs")
 _CONTENT, _NUMBER = re.compile(r"[0-9a-f]{16}"), re.compile(r"\d{4}")
@@ -75,12 +79,15 @@ class Generations:
         """
         numbers = [int(name) for name in (self._states / content).folders() if _NUMBER.fullmatch(name)]
         number = max(numbers, default=0)
-        if number and run not in (self._read(content, number, FINISHED), self._begun(content, number)):
-            number += bool(fresh or self._read(content, number, FINISHED))
-        number = max(1, number)
-        if not self._begun(content, number):
-            self._states.write(f"{_BEGUN}/{content}-{number:04d}.json", orjson.dumps({"run": run, "at": now}))
-            self._states.write(f"{content}/{number:04d}/begun.json", orjson.dumps({"run": run, "at": now}))
+        begun, finished = ("", "") if not number else (self._begun(content, number), self._finished(content, number))
+        # Without its first file it is what a killed process left of one that it was removing.
+        if not begun or (run not in (begun, finished) and (fresh or finished)):
+            number, begun, finished = number + 1, "", ""
+        note = orjson.dumps({"run": run, "at": now})
+        if not finished:
+            self._states.write(f"{_BEGUN}/{content}-{number:04d}.json", note)  # anew each time: its age counts
+        if not begun:
+            self._states.write(f"{content}/{number:04d}/{_FIRST}", note)
         return f"{self._states.location}/{content}/{number:04d}"
 
     def finished(self, content: str, job: str) -> str:
@@ -93,6 +100,12 @@ class Generations:
             chosen = max(found, key=lambda pointer: float(pointer["at"]), default=None)
         return f"{self._states.location}/{chosen['place']}" if chosen else ""
 
+    def facts(self, job: str) -> dict[str, Any] | None:
+        """What the newest finished generation of a job says of itself, see `finish`; None when there is none."""
+        pointer = self._pointer(f"{job}.json")
+        data = None if pointer is None else self._states.read(f"{pointer['place']}/{FINISHED}")
+        return None if data is None else orjson.loads(data)
+
     def finish(self, generation: str, *, run: str, job: str, facts: dict[str, Any], now: float) -> None:
         """Mark a generation as finished and remove those that nobody needs any more.
 
@@ -100,20 +113,23 @@ class Generations:
             generation: Its address, from `begin`.
             run: Id of the run that finished it.
             job: See `job_of`.
-            facts: What a later run has to know to take answers from it.
+            facts: What a later run has to know to take answers from it and to compare itself with it.
             now: Unix time.
         """
         place = generation.removeprefix(f"{self._states.location}/")
         (self._states / place).write(FINISHED, orjson.dumps({"run": run, "at": now, **facts}))
-        before = self._pointer(f"{job}.json")
-        self._states.write(f"{_NEWEST}/{job}.json", orjson.dumps({"place": place, "run": run, "at": now}))
+        pointer = self._pointer(f"{job}.json") or {"place": ""}
+        # Whoever is killed before the older one is gone, and tries again, still has to know it.
+        before = str(pointer.get("before", "") if pointer["place"] == place else pointer["place"])
+        self._states.write(
+            f"{_NEWEST}/{job}.json", orjson.dumps({"place": place, "run": run, "at": now, "before": before})
+        )
         self._states.remove(f"{_BEGUN}/{place.replace('/', '-')}.json")
         content, _, number = place.partition("/")
         for other in (self._states / content).folders():
-            if other < number:
+            if _NUMBER.fullmatch(other) and other < number and self._is_over(content, int(other)):
                 self._drop(f"{content}/{other}")
-        if before and before["place"].partition("/")[0] != content:
-            self._drop(before["place"])
+        self._drop(before)
         self._forget(now)
 
     def _forget(self, now: float) -> None:
@@ -122,11 +138,12 @@ class Generations:
                 self._drop(name.removesuffix(".json").replace("-", "/"))
                 self._states.remove(f"{_BEGUN}/{name}")
         for name, age_s in (self._states / _NEWEST).ages_s(now).items():
-            if age_s > _FORGOTTEN_S:
-                pointer = self._pointer(name)
+            if age_s > _ABANDONED_S and (pointer := self._pointer(name)):
+                # The next one to forget finds it there if this process is killed before it is gone.
+                self._states.write(f"{_BEGUN}/{str(pointer['place']).replace('/', '-')}.json", b"{}")
                 self._states.remove(f"{_NEWEST}/{name}")
-                if pointer:
-                    self._drop(pointer["place"])
+                self._drop(pointer["place"])
+                self._states.remove(f"{_BEGUN}/{str(pointer['place']).replace('/', '-')}.json")
 
     def _drop(self, place: str) -> None:
         """Remove a generation, unless it is some job's newest. The name is looked at twice: removing is for good."""
@@ -135,14 +152,22 @@ class Generations:
             return
         pointers = [self._pointer(name) for name in (self._states / _NEWEST).names()]
         if all(pointer is None or pointer["place"] != place for pointer in pointers):
+            (self._states / place).remove(_FIRST)
             (self._states / place).remove_all()
 
     def _pointer(self, name: str) -> dict[str, Any] | None:
         data = self._states.read(f"{_NEWEST}/{name}")
         return None if data is None else orjson.loads(data)
 
+    def _is_over(self, content: str, number: int) -> bool:
+        """Whether no run can be at work in a generation: it is finished, or what a killed process left of one."""
+        return bool(self._finished(content, number)) or not self._begun(content, number)
+
     def _begun(self, content: str, number: int) -> str:
-        return self._read(content, number, "begun.json")
+        return self._read(content, number, _FIRST)
+
+    def _finished(self, content: str, number: int) -> str:
+        return self._read(content, number, FINISHED)
 
     def _read(self, content: str, number: int, name: str) -> str:
         """The run that wrote a marker; "" when there is none."""

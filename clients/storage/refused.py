@@ -15,9 +15,17 @@ _MENDS = (
         ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "UNRECOGNIZED_CLIENT"),
         "The store does not know these credentials: mend the Secret",
     ),
+    (
+        # A HEAD request is answered without a body, so the store cannot say what it does not like.
+        ("HTTP status 400) during Head", "ACCESS_DENIED during Head", "HTTP status 403) during Head"),
+        "See in the Secret that the credentials are right, have not expired, and may list, read and write there",
+    ),
     (("ACCESS_DENIED", "HTTP status 403"), "The credentials lack the right: allow them to list, read and write there"),
     (("NO_SUCH_BUCKET", "HTTP status 404"), "Make the bucket, or mend its name"),
-    (("SLOW_DOWN", "SERVICE_UNAVAILABLE", "HTTP status 503"), "The store is overloaded: wait a little"),
+    (
+        ("SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "HTTP status 50"),
+        "The store is overloaded or in trouble: wait a little",
+    ),
     (("NETWORK_CONNECTION", "curlCode"), "Check the store's address and that it answers"),
 )
 
@@ -33,7 +41,7 @@ def refusals(verb: str, where: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = f"cannot {verb} {shown(str(where))}: {reason(error)}"
+        found = f"cannot {verb} {shown(str(where))}: {reason(error)}".rstrip(". ")
         raise StorageError(f"{found}. {_mend(verb, error)} and run the same command again.") from error
 
 

@@ -10,9 +10,16 @@ from clients.storage.addresses import shown
 #: Where Kubeflow Pipelines keeps its artifacts unless it was set up otherwise.
 MINIO_ENDPOINT = "http://minio-service.kubeflow:9000"
 
-#: Tries of one request: Arrow waits longer from one to the next, some 50 s in all. It tries again after 503 SlowDown,
-#: other 5xx and resets, not after a refusal.
+#: Tries of one request: Arrow waits longer from one to the next, about a minute in all. It tries again after 503
+#: SlowDown, other 5xx, resets and when nobody answers, not after a refusal.
 _TRIES = 9
+
+#: Seconds of one try without a connection, and without a byte. With every try in vain a store that takes connections
+#: and never answers costs about two minutes.
+_CONNECT_S, _ANSWER_S = 5.0, 10.0
+
+#: The same for a copy within a store, which says nothing until gigabytes have been copied.
+COPY_S = 300.0
 
 _MEND = "Give a path, or an address such as s3://bucket/key."
 
@@ -45,8 +52,12 @@ def use_access(access: StoreAccess) -> None:
     _access = access
 
 
-def connect(location: str) -> tuple[Any, str]:
+def connect(location: str, *, answer_s: float = _ANSWER_S) -> tuple[Any, str]:
     """A file system of pyarrow, and the path in it that an address means.
+
+    Args:
+        location: The address.
+        answer_s: Seconds that an S3 store may be silent in one try.
 
     Raises:
         StorageError: the address cannot be used.
@@ -56,14 +67,14 @@ def connect(location: str) -> tuple[Any, str]:
     if not path:
         raise StorageError(f"cannot use {location}: it names no bucket. {_MEND}")
     if scheme == "minio":
-        return _minio(_access), path
+        return _minio(_access, answer_s), path
     if scheme == "s3" and "?" not in path:
-        return _s3(_access, path.partition("/")[0]), path
+        return _s3(_access, path.partition("/")[0], answer_s), path
     return _other(location)
 
 
 @functools.cache
-def _minio(access: StoreAccess) -> Any:
+def _minio(access: StoreAccess, answer_s: float) -> Any:
     from pyarrow import fs
 
     protocol, _, host = (access.minio_endpoint or MINIO_ENDPOINT).rpartition("://")
@@ -74,37 +85,37 @@ def _minio(access: StoreAccess) -> Any:
         scheme=protocol or "http",
         region="us-east-1",
         anonymous=not keys,
-        **_settings(),
+        **_settings(answer_s),
         **keys,
     )
 
 
 @functools.cache
-def _s3(access: StoreAccess, bucket: str) -> Any:
+def _s3(access: StoreAccess, bucket: str, answer_s: float) -> Any:
     from pyarrow import fs
 
     if access.aws_endpoint:
         protocol, _, host = access.aws_endpoint.rpartition("://")
         region = access.aws_region or "us-east-1"
         return fs.S3FileSystem(
-            endpoint_override=host.rstrip("/"), scheme=protocol or "https", region=region, **_settings()
+            endpoint_override=host.rstrip("/"), scheme=protocol or "https", region=region, **_settings(answer_s)
         )
     try:
         region = access.aws_region or fs.resolve_s3_region(bucket)
     except OSError as error:
         found = " ".join(str(error).split())
         raise StorageError(f"cannot use s3://{bucket}: {found}. Mend the bucket's name, or set AWS_REGION.") from error
-    return fs.S3FileSystem(region=region, **_settings())
+    return fs.S3FileSystem(region=region, **_settings(answer_s))
 
 
-def _settings() -> dict[str, Any]:
+def _settings(answer_s: float) -> dict[str, Any]:
     from pyarrow import fs
 
     # A small file is a single put: there is nothing in between that a kill could leave behind.
     return {
         "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES),
-        "connect_timeout": 10,
-        "request_timeout": 60,
+        "connect_timeout": _CONNECT_S,
+        "request_timeout": answer_s,
         "allow_delayed_open": True,
     }
 

@@ -4,7 +4,6 @@ Rows go to the packer's thread, and packed to a few that send. What does not fit
 is left at the end goes to the spool. No row waits for any of it.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -81,15 +80,22 @@ class Exporter:
         with self._lock:
             self._dropped += rows
 
-    def close(
-        self, deadline_s: float, summary: Callable[[TraceCounts], bytes | None], *, sampled_out: int = 0
-    ) -> TraceCounts:
+    def counts(self) -> TraceCounts:
+        """What became of the rows so far."""
+        with self._lock:
+            return TraceCounts(
+                exported=self._exported,
+                spooled=sum(self._own.values()),
+                dropped=self._dropped,
+                replayed=self._replayed,
+            )
+
+    def close(self, deadline_s: float, summary: Callable[[TraceCounts], bytes | None]) -> TraceCounts:
         """Send what is left, keep what cannot be sent.
 
         Args:
             deadline_s: Seconds; the last fifth of them is for keeping.
             summary: Makes the span that is sent last, of the counts of all others.
-            sampled_out: See TraceCounts.
         """
         end = time.monotonic() + deadline_s
         give_up = end - min(2.0, deadline_s / 5)
@@ -99,16 +105,10 @@ class Exporter:
             self._keep(batch)
         for link in self._links:
             link.cut()
-        counts = TraceCounts(
-            exported=self._exported,
-            spooled=sum(self._own.values()),
-            dropped=self._dropped,
-            sampled_out=sampled_out,
-            replayed=self._replayed,
-        )
+        counts = self.counts()
         if (span := summary(counts)) is not None:
             self._send_summary(wire.packed(self._writer.request([span])), end)
-        self._spool.settle(b"", now=True)
+        self._spool.notes.flush()
         for thread in self._senders:
             thread.join(0.2)
         return counts
@@ -318,7 +318,7 @@ class Exporter:
         elif reply.wants is Wants.LESS and spans and (shorter := wire.cut(spans[0])) is not None:
             self._tell("cut", reason=f"Langfuse finds a row too large ({reply.reason}); it is cut and says so")
             self._replace(batch, [Batch(wire.packed(wire.joined(resource, scope, [shorter])), batch.rows, batch.keys)])
-        elif self._any_accepted or reply.wants is Wants.LESS:
+        elif self._any_accepted:
             self._drop(batch, reply.reason)
         else:
             self._suspect(batch, reply)
@@ -374,12 +374,11 @@ class Exporter:
                 self._dropped += batch.rows
         self._tell("dropped", rows=batch.rows, reason=reason)
         if settles:
-            self._forget(batch)
+            self._spool.drop(batch.name, batch.keys)
 
     def _forget(self, batch: Batch) -> None:
         if batch.name:
-            with contextlib.suppress(StorageError):
-                self._spool.folder.remove(batch.name)
+            self._spool.remove(batch.name)
         else:
             self._spool.settle(batch.keys)
 

@@ -1,5 +1,6 @@
 """A tracer that is on: remembers a row's request until its answer is committed, then hands both to the exporter."""
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -10,10 +11,11 @@ from clients.events import emit
 from clients.records import ChatRequest, ChatResult
 from clients.storage import Folder
 from clients.tracing.exporter import Exporter
+from clients.tracing.notes import SAMPLED_OUT
 from clients.tracing.packer import TracedRow
 from clients.tracing.settings import TraceSettings
 from clients.tracing.spans import Origin, SpanWriter, keeps, microseconds
-from clients.tracing.spool import Spool, unsettled
+from clients.tracing.spool import Spool, row_key, unsettled
 from clients.tracing.tracer import DEADLINE_S, TraceCounts
 
 logger = logging.getLogger(__name__)
@@ -22,12 +24,21 @@ logger = logging.getLogger(__name__)
 class LiveTracer:
     """See `Tracer` and `open_tracer`."""
 
-    def __init__(self, settings: TraceSettings, origin: Origin, *, spool: Folder, home: Folder | None = None) -> None:
-        self._settings, self._origin = settings, origin
+    def __init__(
+        self,
+        settings: TraceSettings,
+        origin: Origin,
+        *,
+        spool: Folder,
+        notes: Folder | None = None,
+        home: Folder | None = None,
+        lasts: bool = True,
+    ) -> None:
+        self._settings, self._origin, self._lasts = settings, origin, lasts
         self._writer = SpanWriter(origin, settings)
-        place = Spool(spool)
-        self._owed = _owed(place, home)
-        self._exporter = Exporter(settings, self._writer, place)
+        self._spool = Spool(spool, notes=notes)
+        self._owed = _owed(self._spool, home)
+        self._exporter = Exporter(settings, self._writer, self._spool)
         self._open: dict[int, tuple[bytes, float | None]] = {}
         self._rows = _Totals()
         self._sampled_out = 0
@@ -44,14 +55,16 @@ class LiveTracer:
 
     def committed(self, results: list[ChatResult]) -> None:
         """See Tracer."""
-        rows = []
+        rows, others = [], []
         for result in results:
             self._rows.add(result)
             if (found := self._open.pop(result.row, None)) is None:
-                self._sampled_out += 1
+                others.append(row_key(result))
             else:
                 rows.append(TracedRow(found[0], result, found[1]))
         try:
+            self._sampled_out += len(others)
+            self._spool.notes.add(SAMPLED_OUT, b"".join(others))
             self._exporter.put(rows)
         except Exception as error:  # noqa: BLE001  (what is kept is kept, traced or not)
             self._exporter.lost(len(rows))
@@ -67,16 +80,37 @@ class LiveTracer:
     def url_template(self) -> str | None:
         """See Tracer."""
         project = self._exporter.project_id
-        return None if project is None else f"{self._settings.base_url}/project/{project}/traces/{{trace_id}}"
+        # Without the project, which Langfuse was not there to tell: it leads from this address to the other one.
+        return f"{self._settings.base_url}/{f'project/{project}/traces' if project else 'trace'}/{{trace_id}}"
+
+    def counts(self) -> TraceCounts:
+        """See Tracer."""
+        return self._counts or dataclasses.replace(self._exporter.counts(), sampled_out=self._sampled_out)
+
+    def totals(self) -> TraceCounts:
+        """See Tracer."""
+        own = self.counts()
+        if not self._lasts:
+            return own
+        try:
+            earlier = self._spool.earlier()
+        except LLMInferenceError as error:
+            emit(logger, "tracing.unsettled", reason=str(error), then="traces of earlier processes are not counted")
+            return own
+        return TraceCounts(**{name: number + vars(earlier)[name] for name, number in vars(own).items()})
 
     def close(self, *, deadline_s: float = DEADLINE_S, facts: Mapping[str, Any] | None = None) -> TraceCounts:
         """See Tracer."""
         if self._counts is None:
-            self._counts = self._exporter.close(
-                deadline_s, lambda counts: self._summary(counts, facts or {}), sampled_out=self._sampled_out
-            )
+            counts = self._exporter.close(deadline_s, lambda counts: self._summary(self._told(counts), facts or {}))
+            self._counts = self._told(counts)
             emit(logger, "tracing.closed", shard=self._origin.shard, **vars(self._counts))
         return self._counts
+
+    def _told(self, counts: TraceCounts) -> TraceCounts:
+        kept = counts.spooled if self._lasts else 0
+        lost = counts.spooled - kept
+        return dataclasses.replace(counts, spooled=kept, dropped=counts.dropped + lost, sampled_out=self._sampled_out)
 
     def _summary(self, counts: TraceCounts, facts: Mapping[str, Any]) -> bytes | None:
         """None where no row was committed: a run that finds all answered has nothing to add."""
@@ -130,6 +164,11 @@ def _owed(spool: Spool, home: Folder | None) -> dict[int, ChatResult]:
         return {}
     try:
         return unsettled(spool, home)
-    except LLMInferenceError as error:
-        emit(logger, "tracing.unsettled", reason=str(error), then="traces that a killed run owes are not sent")
+    except Exception as error:  # noqa: BLE001  (new rows are traced all the same)
+        emit(
+            logger,
+            "tracing.unsettled",
+            reason=f"{type(error).__name__}: {error}",
+            then="traces that a killed run owes are not sent",
+        )
         return {}

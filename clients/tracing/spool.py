@@ -1,31 +1,26 @@
-"""Traces on a disk or in an object store: those that Langfuse did not take, and the note of which rows are settled.
+"""Traces on a disk or in an object store: those that Langfuse did not take.
 
-A file `*.otlp.gz` is a request as it is posted; the digits before the suffix count its rows. `settled-*` files hold
-eight bytes for each row that was accepted, or whose trace stands in such a file: what a later run need not send again.
+A file `*.otlp.gz` is a request as it is posted; the digits before the suffix count its rows.
 """
 
+import contextlib
 import dataclasses
-import os
-import secrets
+import datetime as dt
 import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clients.errors import StorageError
 from clients.records import ChatResult, Outcome
 from clients.storage import Folder
+from clients.tracing.notes import DROPPED, SETTLED, Notes
 from clients.tracing.spans import microseconds
+from clients.tracing.tracer import TraceCounts
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIX = ".otlp.gz"
-_SETTLED = "settled-"
-
-#: Seconds between two notes in an object store, which cannot append.
-_NOTE_S = 30.0
 
 #: Odd numbers that spread a row and a time over 64 bits.
 _BY_TIME, _BY_ROW, _ALL = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, (1 << 64) - 1
@@ -33,6 +28,8 @@ _BY_TIME, _BY_ROW, _ALL = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, (1 << 64) - 1
 #: Most rows of an earlier run that are taken up again: as many as wait to be sent, and some seconds' worth.
 _MAX_UNSETTLED = 50_000
 
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _FIELDS = [field.name for field in dataclasses.fields(ChatResult)]
 
@@ -49,20 +46,25 @@ def rows_in(name: str) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
+def _writer_of(name: str) -> tuple[str, str]:
+    """Which notes a file belongs to, and which process wrote it; empty where the name is none of ours."""
+    words = name.removesuffix(SUFFIX).split("-")
+    return (words[2], words[0]) if len(words) == 4 else ("", "")
+
+
 class Spool:
-    """The files of one shard. Any thread may write.
+    """The files of one shard, and the notes of its rows. Any thread may write.
 
     Args:
-        folder: Where they are.
+        folder: Where the files are.
+        notes: Where the notes are; None for the same folder.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, *, notes: Folder | None = None) -> None:
         self.folder = folder
-        self._nonce = f"{int(time.time()):010d}-{secrets.token_hex(3)}"
+        self.notes = Notes(notes or folder)
         self._count = 0
         self._lock = threading.Lock()
-        self._notes: list[bytes] = []
-        self._noted_at = time.monotonic()
 
     def names(self) -> list[str]:
         """Files with traces, oldest first.
@@ -89,47 +91,45 @@ class Spool:
         """
         with self._lock:
             self._count += 1
-            name = f"{self._nonce}-{self._count:06d}-{rows}{SUFFIX}"
+            name = f"{self.notes.process}-{self._count:06d}-{self.notes.place}-{rows}{SUFFIX}"
         self.folder.write(name, body)
         return name
 
-    def settle(self, keys: bytes, *, now: bool = False) -> None:
-        """Take note of rows that are settled; a note that cannot be written costs no more than sending them again."""
-        with self._lock:
-            if keys:
-                self._notes.append(keys)
-            place = self.folder.local_path
-            late = time.monotonic() - self._noted_at >= _NOTE_S
-            if not self._notes or (place is None and not (now or late)):
-                return
-            notes, self._notes, self._noted_at = b"".join(self._notes), [], time.monotonic()
-            self._count += place is None
-            name = f"{_SETTLED}{self._nonce}-{self._count:06d}"
-        try:
-            if place is None:
-                self.folder.write(name, notes)
-            else:
-                _append(place / f"{_SETTLED}{self._nonce}", notes)
-        except (OSError, StorageError):
-            return
+    def settle(self, keys: bytes) -> None:
+        """Take note of rows that were accepted, or are in files."""
+        self.notes.add(SETTLED, keys)
 
-    def settled(self) -> bytes:
-        """The keys of all rows that are settled.
+    def drop(self, name: str, keys: bytes) -> None:
+        """Take note of rows that are dropped; a file of them is removed.
+
+        Args:
+            name: Of the file; "" for none.
+            keys: Of the rows, unless they are in a file.
+        """
+        if not name:
+            self.notes.add(DROPPED, keys)
+            return
+        place, process = _writer_of(name)
+        if place == self.notes.place:
+            self.notes.add_gone(process, rows_in(name))
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if the place allows it: what it holds is in Langfuse, or of no use."""
+        with contextlib.suppress(StorageError):
+            self.folder.remove(name)
+
+    def earlier(self) -> TraceCounts:
+        """What became of the rows that earlier processes committed and have in the notes.
 
         Raises:
-            StorageError: a note cannot be read.
+            StorageError: the folder cannot be read.
         """
-        names = [name for name in self.folder.names() if name.startswith(_SETTLED)]
-        return b"".join(found[: len(found) & ~7] for found in map(self.read, names))
-
-
-def _append(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
+        own = self.notes
+        files = [(name, *_writer_of(name)) for name in self.names()]
+        return own.earlier(
+            sum(rows_in(name) for name, place, process in files if place == own.place and process != own.process)
+        )
 
 
 def unsettled(spool: Spool, home: Folder) -> dict[int, ChatResult]:
@@ -153,7 +153,7 @@ def unsettled(spool: Spool, home: Folder) -> dict[int, ChatResult]:
     import pyarrow as pa  # late: a first run finds nothing to read
 
     settled = pa.Array.from_buffers(
-        pa.uint64(), (size := len(keys := spool.settled())) // 8, [None, pa.py_buffer(keys)]
+        pa.uint64(), (size := len(keys := spool.notes.keys())) // 8, [None, pa.py_buffer(keys)]
     )
     found: dict[int, ChatResult] = {}
     for name in names:
@@ -183,7 +183,10 @@ def _records(home: Folder, name: str, settled: "pa.Array") -> Iterator[ChatResul
                 return
             names = [name for name in _FIELDS if name in file.schema_arrow.names]
             table = file.read(columns=names, use_threads=False).filter(open_rows)
+            at = table.column_names.index("started_at")  # as a number: Arrow looks for pandas to make a time of it
+            table = table.set_column(at, "started_at", table["started_at"].cast(pa.int64()))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise StorageError(f"cannot read {home.location}/{name}: {' '.join(str(error).split())}") from error
     for fields in table.to_pylist():
-        yield ChatResult(**{**fields, "outcome": Outcome(fields["outcome"])})
+        started_at = _EPOCH + dt.timedelta(microseconds=fields["started_at"])
+        yield ChatResult(**{**fields, "outcome": Outcome(fields["outcome"]), "started_at": started_at})

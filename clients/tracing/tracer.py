@@ -17,14 +17,14 @@ DEADLINE_S = 10.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TraceCounts:
-    """What became of the traces of the rows that this run committed; the four add up to these rows.
+    """What became of the traces of the rows that a process, or several, committed; the four add up to these rows.
 
     Attributes:
         exported: Langfuse accepted them.
         spooled: They are in files; the next run or `python -m clients.langfuse_utils replay` sends them.
         dropped: They are gone: refused one by one, or there was no place to keep them.
         sampled_out: They were not to be traced.
-        replayed: Rows of earlier runs whose files were sent now; not among the four.
+        replayed: Rows of earlier processes whose files were sent now; not among the four.
     """
 
     exported: int = 0
@@ -56,7 +56,13 @@ class Tracer(Protocol):
         """Trace a row that an earlier run has answered, if that run was killed before it could."""
 
     def url_template(self) -> str | None:
-        """Address of a trace's page, with `{trace_id}` in it; None until Langfuse has told the project's id."""
+        """Address of a trace's page, with `{trace_id}` in it; None when tracing is off."""
+
+    def counts(self) -> TraceCounts:
+        """What became of this process's rows so far."""
+
+    def totals(self) -> TraceCounts:
+        """After `close`: the same with the rows that processes before this one committed, as their notes tell."""
 
     def close(self, *, deadline_s: float = DEADLINE_S, facts: Mapping[str, Any] | None = None) -> TraceCounts:
         """Send what is left within the deadline, and the shard's summary; keep in files what could not be sent.
@@ -85,12 +91,24 @@ class NoTracer:
     def url_template(self) -> None:  # noqa: D102
         return None
 
+    def counts(self) -> TraceCounts:  # noqa: D102
+        return TraceCounts()
+
+    def totals(self) -> TraceCounts:  # noqa: D102
+        return TraceCounts()
+
     def close(self, *, deadline_s: float = DEADLINE_S, facts: Mapping[str, Any] | None = None) -> TraceCounts:  # noqa: D102
         return TraceCounts()
 
 
 def open_tracer(
-    settings: "TraceSettings | None", origin: "Origin", *, spool: "Folder", home: "Folder | None" = None
+    settings: "TraceSettings | None",
+    origin: "Origin",
+    *,
+    spool: "Folder",
+    notes: "Folder | None" = None,
+    home: "Folder | None" = None,
+    lasts: bool = True,
 ) -> Tracer:
     """A tracer for one shard; begins, in the background, to send what earlier runs left.
 
@@ -98,10 +116,13 @@ def open_tracer(
         settings: None for off.
         origin: What all its traces have in common.
         spool: Folder of the shard for traces that cannot be sent. One process at a time: hold the shard's lock.
-        home: Folder of the shard's committed answers, whose traces a killed run may owe.
+        notes: Folder of the shard for the notes of what was sent, which are counted together; None for the same.
+        home: Folder of the shard's committed answers, whose traces a killed run may owe; its ledger is open already, so
+            that it has taken up what was in the journal.
+        lasts: Whether the folders outlive the process; where they do not, what is in files at the end is dropped.
     """
     if settings is None:
         return NoTracer()
     from clients.tracing.live import LiveTracer  # late: without keys nothing of it is loaded
 
-    return LiveTracer(settings, origin, spool=spool, home=home)
+    return LiveTracer(settings, origin, spool=spool, notes=notes, home=home, lasts=lasts)

@@ -111,13 +111,14 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     _add_run_arguments(parser)
     add_policy_arguments(parser)
     kubeflow = parser.add_argument_group("how Kubeflow runs it")
+    kubeflow.add_argument("--image", metavar="IMAGE", default="", help="of the steps; see Dockerfile (default: Python)")
     kubeflow.add_argument("--experiment", metavar="NAME", default="Default", help="experiment (default: %(default)s)")
     kubeflow.add_argument("--service-account", metavar="NAME", default="", help="account of the pods")
     kubeflow.add_argument("--pipeline-root", metavar="URI", default="", help="where Kubeflow keeps artifacts")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """As for a run on this machine, with the pipeline's defaults and without --fresh."""
+    """As for a run on this machine, with the pipeline's defaults."""
     how = parser.add_argument_group("how it runs")
     how.add_argument("--shards", metavar="N", type=int, default=4, help="pods that work side by side (default: 4)")
     how.add_argument("--concurrency", metavar="N", type=int, default=0, help="most requests in flight (default: found)")
@@ -127,6 +128,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--server-wait", metavar="SECONDS", type=int, default=600, help="wait for an endpoint (default: 600)"
     )
+    answers = how.add_mutually_exclusive_group()
+    answers.add_argument("--reuse", action="store_true", help="unchanged rows keep the last finished run's answers")
+    answers.add_argument("--fresh", action="store_true", help="answer every row anew, after an unfinished run too")
 
 
 #: Flags and the pipeline's parameters, where one is simply the other.
@@ -140,21 +144,13 @@ _PLAIN = {
     "concurrency": "concurrency",
     "max_error_rate": "max_error_rate",
     "server_wait": "server_wait_s",
+    "image": "step_image",
 }
 
 _REQUEST_FLAGS = ("param", "max_tokens", "temperature")
 
-_OPTION_FLAGS = (
-    "retry",
-    "resample",
-    "reasoning_max_tokens",
-    "thinking_token_budget",
-    "raw_response",
-    "keep_duplicates",
-    "time_limit",
-    "max_output_tokens",
-    "lengths_from",
-)
+#: Choices that only a run with a state of Kubeflow's own has.
+_STATE_FLAGS = ("reuse", "fresh")
 
 
 def job_arguments(given: Given, package: Package, earlier: dict[str, Any]) -> dict[str, Any]:
@@ -176,8 +172,8 @@ def job_arguments(given: Given, package: Package, earlier: dict[str, Any]) -> di
         found["template"] = template_of(options)
     if given.any_of(_REQUEST_FLAGS):
         found["request_defaults"] = (found.get("request_defaults") or {}) | request_defaults(options)
-    if given.any_of(_OPTION_FLAGS):
-        found["options"] = (found.get("options") or {}) | _run_options(options)
+    if given.any_of((*_policy_flags(), *_STATE_FLAGS)):
+        found["options"] = (found.get("options") or {}) | _run_options(given)
     for text in options.parameters:
         name, equals, value = text.partition("=")
         if not name or not equals:
@@ -202,11 +198,23 @@ def package_name(given: Given) -> str:
     return "batch_client" if "url" in given else "batch_inference"
 
 
-def _run_options(options: argparse.Namespace) -> dict[str, Any]:
-    lengths = options.lengths_from
+def _policy_flags() -> Iterable[str]:
+    """Names of the flags that become `options`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_policy_arguments(parser)
+    return vars(parser.parse_args([]))
+
+
+def _run_options(given: Given) -> dict[str, Any]:
+    """The flags that become the parameter `options`, in its words."""
+    options = given.options
     found = run_options(argparse.Namespace(**{**vars(options), "lengths_from": ""})).to_json()
     found.pop("max_error_rate", None)  # a parameter of its own
-    return found | ({"lengths_from": lengths} if lengths else {})
+    if options.lengths_from:
+        found["lengths_from"] = options.lengths_from
+    if "metrics_port" in given and "metrics_host" not in given:
+        found["metrics_host"] = "0.0.0.0"  # noqa: S104  (a pod's own network; Prometheus is another pod)
+    return found | {flag: True for flag in _STATE_FLAGS if flag in given}
 
 
 def _check(given: Given) -> None:
@@ -223,6 +231,11 @@ def _check(given: Given) -> None:
             raise SettingsError(
                 f"--{word} {value}: pods cannot see this machine's folders. Give an address such as s3://bucket/{word}"
                 ", or the full path of a volume that they mount"
+            )
+    for flag in _STATE_FLAGS:
+        if flag in given and options.state:
+            raise SettingsError(
+                f"--{flag} is about the state that Kubeflow keeps by itself; with --state, give another folder instead"
             )
     if "url" in given and (host := _own_machine(options.url)):
         raise SettingsError(

@@ -28,7 +28,8 @@ from pipelines.remote.arguments import (
 )
 from pipelines.remote.connection import Connection
 from pipelines.remote.follow import Ending, Follower, give_up_hint, is_lost
-from pipelines.remote.parameters import Package, whole
+from pipelines.remote.parameters import Package
+from pipelines.remote.resume import resumed
 from pipelines.remote.staging import described, staged
 from pipelines.remote.submit import create_run, get_run, package_of, run_body, stamp
 
@@ -108,10 +109,7 @@ def _plan(given: Given, connection: Connection | None) -> _Plan:
     if options.resume and connection is not None:
         run = get_run(connection, options.resume)
         package = package_of(connection, run)
-        earlier = whole((run.get("runtime_config") or {}).get("parameters") or {})
-        for name in [name for name in earlier if name not in package.inputs]:
-            _say(f"{name} of run {options.resume} is left out: this version's {package.name} has no such parameter")
-            del earlier[name]
+        earlier = resumed(run, package, say=_say)
     arguments = check_job(given, package, earlier)
     if options.prompts:
         stage = _dry_staged if options.dry_run else _staged

@@ -13,6 +13,7 @@ SOURCES = sorted(path for folder in ("clients", "components", "pipelines") for p
 
 #: Entry points and what only they use; no pod ever imports these.
 LAPTOP_ONLY = (
+    "api",
     "display",
     "preflight_view",
     "workplace",
@@ -33,6 +34,7 @@ RANKS = {
     "prompts": 2,
     "results": 2,
     "serving": 2,
+    "tracing": 2,
     "batch": 3,
     "steps": 4,
 }

@@ -875,12 +875,23 @@ CASES: dict[str, tuple[dict[str, str], int, set[str]]] = {
     ),
     "bad rows, lost traces": (
         {
+            'llm_batch_in_flight{run="r", shard="0"}': "8x60",
             'llm_batch_rows_total{run="r", shard="0", outcome="ok"}': "0+60x60",
             'llm_batch_rows_total{run="r", shard="0", outcome="failed"}': "0+30x60",
             'llm_batch_traces_total{run="r", shard="0", state="dropped"}': "3x60",
         },
         30,
         {"LLMBatchErrors", "LLMTracesDropped"},
+    ),
+    "a run that is over, its last numbers at the Pushgateway": (
+        {
+            'llm_batch_in_flight{run="r", shard="0"}': "0x60",
+            'llm_batch_rows_total{run="r", shard="0", outcome="ok"}': "0+60x60",
+            'llm_batch_rows_total{run="r", shard="0", outcome="failed"}': "0+30x60",
+            'llm_batch_traces_total{run="r", shard="0", state="dropped"}': "3x60",
+        },
+        30,
+        set(),
     ),
 }
 

@@ -77,6 +77,7 @@ def test_a_run_deploys_waits_answers_and_gives_the_gpus_back(tmp_path: Path, mod
     assert [event["action"] for event in events if event["event"] == "service.released"] == ["deleted"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_model_cannot_start_fails_with_the_cause_and_gives_the_gpus_back(tmp_path: Path) -> None:
     with FakeCluster(scenario="bad_argument", speed=200) as fake:
         status, events = ran(tmp_path, fake.kubeconfig(tmp_path / "config"))
@@ -95,6 +96,7 @@ def test_bad_prompts_are_told_before_anything_is_deployed(tmp_path: Path) -> Non
     assert [event["step"] for event in events if event["event"] == "step.failed"] == ["check_prompts"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_behind_is_swept(tmp_path: Path, model: str) -> None:
     """The runner and all its tasks die at once, exit handler included."""
     with FakeCluster(scenario="loading", speed=100, address=model) as fake:

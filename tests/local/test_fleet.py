@@ -107,6 +107,7 @@ class TestReplicas:
         assert frame["endpoint"].value_counts().min() > 120
 
     @pytest.mark.parametrize("where", ["--replicas", "--addresses"])
+    @pytest.mark.slow
     def test_a_dead_one_is_left_and_taken_back_and_costs_no_attempt(self, tmp_path: Path, where: str) -> None:
         write_prompts(tmp_path, 1200)
         with FakeServer(*QUICK, where, "3", "--slots", "16", "--outage", "1:1:2") as server:
@@ -137,6 +138,7 @@ class TestReplicas:
         assert results(tmp_path)["attempts"].unique().tolist() == [1]
 
 
+@pytest.mark.slow
 def test_a_name_of_several_addresses_is_followed_as_they_come_and_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +186,7 @@ KINDS = (
 
 
 class TestFaults:
-    @pytest.mark.parametrize("seed", ["1", "2"])
+    @pytest.mark.parametrize("seed", ["1", pytest.param("2", marks=pytest.mark.slow)])
     def test_every_answerable_row_is_answered_and_every_wish_to_wait_heard(self, tmp_path: Path, seed: str) -> None:
         write_prompts(tmp_path, 800)
         with FakeServer(*QUICK, "--slots", "64", "--faults", KINDS, "--seed", seed) as server:
@@ -195,6 +197,7 @@ class TestFaults:
         assert outcomes["rejected"] == tally["faults"]["reject"]
         assert tally["retry_after_broken"] == 0
 
+    @pytest.mark.slow
     def test_rows_that_hang_do_not_hold_up_the_end(self, tmp_path: Path) -> None:
         write_prompts(tmp_path, 300)
         with FakeServer(*QUICK, "--slots", "64", "--faults", "hang:0.05") as server:
@@ -202,6 +205,7 @@ class TestFaults:
         assert results(tmp_path)["outcome"].unique().tolist() == ["ok"]
         assert named(events, "request.doubled")
 
+    @pytest.mark.slow
     def test_without_faults_no_row_is_sent_twice(self, tmp_path: Path) -> None:
         write_prompts(tmp_path, 1200)
         with FakeServer(*QUICK, "--tokens-sigma", "1.2", "--tokens-max", "1000", "--slots", "64") as server:
@@ -209,6 +213,7 @@ class TestFaults:
             assert server.tally()["requests"] == 1200
         assert named(events, "request.doubled") == []
 
+    @pytest.mark.slow
     def test_a_gateway_that_refuses_beyond_a_short_queue_is_kept_full(self, tmp_path: Path) -> None:
         write_prompts(tmp_path, 1500)
         with FakeServer(*QUICK, "--tokens-sigma", "0.3", "--slots", "64", "--gateway-queue", "32") as server:
@@ -228,6 +233,7 @@ def slow_server() -> Iterator[FakeServer]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.slow
 def test_a_killed_run_repeats_nothing_that_was_committed(tmp_path: Path, slow_server: FakeServer, seed: int) -> None:
     """SIGKILL at three moments; every row's answers are counted at the server."""
     rows, dice = 2000, random.Random(seed)
@@ -247,6 +253,7 @@ def test_a_killed_run_repeats_nothing_that_was_committed(tmp_path: Path, slow_se
     assert tally["repeated_work"] <= 3 * 8  # answers that were on their way when the process died
 
 
+@pytest.mark.slow
 def test_what_took_long_in_the_run_before_goes_first(tmp_path: Path) -> None:
     write_prompts(tmp_path, 400)
     long_tail = ("--tokens-median", "150", "--tokens-sigma", "1.0", "--tokens-max", "1200")

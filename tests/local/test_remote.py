@@ -1,5 +1,6 @@
 """`python -m pipelines.run --host …` as a person types it, against a Kubeflow Pipelines API on a socket."""
 
+import datetime as dt
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from clients.prompts.start import Start
+from clients.steps.check_prompts import check_prompts
 from pipelines.remote.parameters import Package
 from tests.servers.kfp_api import Frame, KfpApi, Seen, Store
 
@@ -99,7 +102,9 @@ class TestSubmission:
             "request_defaults": {"max_tokens": 64},
             "shards": 2,
         }
+        assert set(body["pipeline_spec"]) == {"pipeline_spec", "platform_spec"}
         assert body["pipeline_spec"] == Package.named("batch_client").spec
+        assert "exec-run-shard" in json.dumps(body["pipeline_spec"]["platform_spec"])
         (run_id,) = api.store.runs
         assert done.stdout.splitlines() == [
             f"{api.host}/#/runs/details/{run_id}",
@@ -126,6 +131,27 @@ class TestSubmission:
         assert body["pipeline_spec"] == Package.named("batch_inference").spec
         assert [each["display_name"] for each in api.store.experiments.values()] == ["nightly"]
         assert f"Follow it with: python -m pipelines.run --host {api.host} --follow " in done.stdout
+
+    @pytest.mark.parametrize(
+        ("flags", "parameters"),
+        [
+            (("--image", "registry/steps:1"), {"step_image": "registry/steps:1"}),
+            (("--reuse",), {"options": {"reuse": True}}),
+            (("--fresh", "--retry", "truncated"), {"options": {"fresh": True, "retry": ["truncated"]}}),
+            (("--max-regression", "error_rate=0.02"), {"options": {"max_regression": {"error_rate": 0.02}}}),
+            (("--trace-content", "hash"), {"options": {"trace_content": "hash"}}),
+            (("--metrics-port", "9000"), {"options": {"metrics_port": 9000, "metrics_host": "0.0.0.0"}}),
+            (("--set", "langfuse_secret=mine"), {"langfuse_secret": "mine"}),
+        ],
+    )
+    def test_a_flag_is_the_parameter_or_the_option_of_its_name(
+        self, api: KfpApi, folder: Path, flags: tuple[str, ...], parameters: dict[str, Any]
+    ) -> None:
+        done = run(folder, "-i", "s3://b/p.jsonl", "--host", api.host, *URL, *flags, "--no-wait")
+        assert done.returncode == 0, done.stderr
+        (body,) = api.sent("POST", RUNS)
+        plain = {"prompts": "s3://b/p.jsonl", "endpoint_url": "http://vllm.ml:8000/v1"}
+        assert body["runtime_config"]["parameters"] == plain | parameters
 
     def test_a_dry_run_sends_nothing(self, folder: Path) -> None:
         done = run(folder, "--prompts", "p.jsonl", "--host", "http://nowhere.invalid", *URL, "--dry-run")
@@ -175,6 +201,8 @@ class TestSubmission:
             (("--shards", "0"), "--shards must be at least 1"),
             (("--max-error-rate", "7"), "must be between 0 and 1"),
             (("--retry", "nonsense"), "'nonsense' is no outcome"),
+            (("--fresh", "--state", "s3://b/state"), "with --state, give another folder instead"),
+            (("--fresh", "--reuse"), "not allowed with argument"),
             (("--namespace", "ml", "--prompts", "none.jsonl"), "no such file: none.jsonl"),
         ],
     )
@@ -221,6 +249,7 @@ class TestFollowing:
         assert done.stderr.splitlines()[-1] == "error: Run shard: the disk is full"
         assert "failed    Run shard (1 of 121 shards)" in done.stderr
 
+    @pytest.mark.slow
     def test_faults_on_the_way_are_survived(self, api: KfpApi, folder: Path) -> None:
         looks = list[Seen]()
 
@@ -295,7 +324,9 @@ class TestResume:
         assert done.returncode == 0, done.stderr
         one, two = api.sent("POST", RUNS)
         before, after = (body["runtime_config"]["parameters"] for body in (one, two))
-        assert after == before | {"request_defaults": {"max_tokens": 128, "top_k": 20}, "shards": 2}
+        created = api.store.runs[earlier].body["created_at"]
+        changed = {"request_defaults": {"max_tokens": 128, "top_k": 20}, "shards": 2, "run_date": created[:10]}
+        assert after == before | changed
         assert isinstance(after["options"]["retry"], list)
         assert two["experiment_id"] == one["experiment_id"]
         assert (two["service_account"], two["display_name"][:2]) == ("runner", "p ")
@@ -311,3 +342,49 @@ class TestResume:
         assert f"gone of run {earlier} is left out" in done.stderr
         (sent,) = api.sent("POST", RUNS)
         assert "gone" not in sent["runtime_config"]["parameters"]
+
+    def test_the_resumed_run_works_in_the_state_of_the_first_on_another_day_too(
+        self, api: KfpApi, folder: Path
+    ) -> None:
+        """What each run's first step would decide, from the arguments that the server was sent."""
+        api.store.script = lambda _: [Frame(state="FAILED")]
+        api.store._clock -= dt.timedelta(days=3)
+        outputs = ("--output", "s3://b/{date}/{run}/{yesterday}", "--fresh", "--no-wait")
+        assert run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, *outputs).returncode == 0
+        (earlier,) = api.store.runs
+        done = run(folder, "--host", api.host, "--resume", earlier, "--no-wait")
+        assert done.returncode == 0, done.stderr
+        assert f"{{run}} in output stays {earlier}" in done.stderr
+        _, later = api.store.runs
+        one, two = (body["runtime_config"]["parameters"] for body in api.sent("POST", RUNS))
+        day = api.store.runs[earlier].body["created_at"][:10]
+        first = first_step(folder, earlier, {**one, "run_date": day})
+        second = first_step(folder, later, two)
+        assert (first.state, first.date, first.output) == (second.state, second.date, second.output)
+        assert second.output.startswith(f"s3://b/{day}/{earlier}/")
+        assert (one["options"], two["options"]) == ({"fresh": True}, {})
+        assert first_step(folder, "another", {**one, "run_date": day}).state != first.state  # --fresh, had it stayed
+
+    def test_after_a_run_that_succeeded_its_answers_are_taken_over(self, api: KfpApi, folder: Path) -> None:
+        api.store.script = lambda _: [Frame(state="SUCCEEDED")]
+        assert run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL).returncode == 0
+        (earlier,) = api.store.runs
+        assert run(folder, "--host", api.host, "--resume", earlier, "--no-wait").returncode == 0
+        assert api.sent("POST", RUNS)[1]["runtime_config"]["parameters"]["options"] == {"reuse": True}
+
+
+def first_step(folder: Path, run_id: str, arguments: dict[str, Any]) -> Start:
+    checked = folder / f"checked-{run_id}"
+    check_prompts(
+        run=run_id,
+        prompts=arguments["prompts"],
+        output=arguments.get("output", ""),
+        run_date=arguments.get("run_date", ""),
+        options=arguments.get("options"),
+        system_prompt="",
+        request_defaults={},
+        template="",
+        checked_path=str(checked),
+        artifact=f"{folder}/artifacts/check-prompts/checked",
+    )
+    return Start.from_json(checked.read_bytes().partition(b"\n")[0])

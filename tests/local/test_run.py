@@ -178,6 +178,7 @@ def twice(server: OpenAIServer, rows: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(
     server: OpenAIServer, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
@@ -199,6 +200,7 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(
     assert len(twice(server, 40)) <= 8  # what was in flight
 
 
+@pytest.mark.slow
 def test_after_sigkill_no_process_is_left_and_the_rerun_finishes(server: OpenAIServer, tmp_path: Path) -> None:
     server.latency_s = 0.4
     slow_prompts(tmp_path)
@@ -240,6 +242,7 @@ def test_a_runner_that_dies_takes_its_tasks_along(server: OpenAIServer, tmp_path
     assert committed(tmp_path) >= 8
 
 
+@pytest.mark.slow
 def test_edited_rows_are_sent_again_and_fresh_sends_all(server: OpenAIServer, tmp_path: Path) -> None:
     arguments = ("--prompts", "prompts.jsonl", "--url", server.url, "--output", "out")
     rows: list[dict[str, object] | str] = [{"prompt": f"slow {i}"} for i in range(6)]

@@ -1,5 +1,6 @@
 """`python -m pipelines.schedule` as a person types it, against a Kubeflow Pipelines API on a socket."""
 
+import datetime as dt
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from clients.prompts.start import date_of
+from pipelines.remote.parameters import Package
 from tests.local.test_remote import environment
 from tests.servers.kfp_api import KfpApi, Store
 
 JOB = ("--prompts", "s3://b/{date}/p.jsonl", "--output", "s3://b/{date}/out", "--url", "http://vllm.ml/v1")
+YESTERYEAR = dt.datetime(2001, 2, 3, tzinfo=dt.UTC)
 NIGHTLY = ("--name", "nightly", "--cron", "0 2 * * *")
 
 
@@ -46,7 +50,11 @@ def test_a_schedule_lives_its_life(api: KfpApi) -> None:
         "prompts": "s3://b/{date}/p.jsonl",
         "output": "s3://b/{date}/out",
         "endpoint_url": "http://vllm.ml/v1",
+        "run_date": "[[CurrentTime.2006-01-02]]",
     }
+    (version,) = api.store.versions.values()
+    assert version["pipeline_spec"] == Package.named("batch_client").spec
+    assert set(version["pipeline_spec"]) == {"pipeline_spec", "platform_spec"}
     assert set(made["pipeline_version_reference"]) == {"pipeline_id", "pipeline_version_id"}
     assert "pipeline_spec" not in made
     assert "\nUnchanged\n" in schedule("create", *NIGHTLY, *JOB, host=host)
@@ -75,9 +83,14 @@ def test_a_schedule_lives_its_life(api: KfpApi) -> None:
     ((run, stored),) = api.store.runs.items()
     assert f"--follow {run}" in said
     assert stored.body["pipeline_version_reference"] == made["pipeline_version_reference"]
-    assert stored.body["runtime_config"] == made["runtime_config"]
+    sent = made["runtime_config"]["parameters"]
+    assert stored.body["runtime_config"]["parameters"] == {**sent, "run_date": ""}
 
     fired = api.store.fire(second)
+    assert date_of(api.store.runs[fired].body["runtime_config"]["parameters"]["run_date"], YESTERYEAR).year > 2024
+    api.store.macros = False
+    older = api.store.fire(second)
+    assert date_of(api.store.runs[older].body["runtime_config"]["parameters"]["run_date"], YESTERYEAR).year == 2001
     shown = schedule("show", "nightly", host=host)
     assert shown.count(" 18:30 KST\n") == 3
     assert fired in shown

@@ -241,6 +241,7 @@ def test_a_second_run_on_the_same_output_is_told_so_at_once(server: OpenAIServer
     assert len(server.requests) == ROWS
 
 
+@pytest.mark.slow
 def test_results_that_are_read_while_the_run_goes_on_are_whole(server: OpenAIServer, tmp_path: Path) -> None:
     server.latency_s = 0.5
     write(tmp_path, prompts())
@@ -255,6 +256,7 @@ def test_results_that_are_read_while_the_run_goes_on_are_whole(server: OpenAISer
     assert len(set(sizes)) >= 2
 
 
+@pytest.mark.slow
 def test_many_reused_rows_stop_neither_the_progress_nor_a_signal(tmp_path: Path) -> None:
     rows = [f"row {row}" for row in range(40_000)]
     with OpenAIServer(output_tokens=(1, 1)).in_thread() as server:

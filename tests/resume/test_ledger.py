@@ -401,6 +401,7 @@ def test_few_segments_and_large_ones_stay_as_they_are(tmp_path: Path) -> None:
         assert len(small.names()) == 31
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_making_few_of_many_loses_and_doubles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

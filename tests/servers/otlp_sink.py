@@ -209,6 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(401, {"error": "Invalid credentials"})
         elif sink.default == "hang":
             sink.released.wait(60)
+            self.close_connection = True
         elif sink.project_id is None:
             self._answer(500, {"error": "no"})
         else:
@@ -265,6 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(sink.latency_s)
         if kind == "hang":
             sink.released.wait(60)
+            self.close_connection = True
             return
         if kind == "reset":
             _cut(self.connection)

@@ -97,6 +97,7 @@ class TestReady:
             with pytest.raises(ServingError, match="is not ready after 4 s"):
                 waited(cluster, service, 4.0)
 
+    @pytest.mark.slow
     def test_an_api_server_that_restarts_in_the_middle(
         self, tmp_path: Path, model: str, events: list[dict[str, Any]]
     ) -> None:
@@ -117,9 +118,9 @@ class TestReady:
         ("bad_argument", r"unrecognized arguments"),
         ("hf_gated", r"Hugging Face|hf_secret|HF_TOKEN"),
         ("oom_killed", r"memory"),
-        ("gpu_memory", r"--gpu-memory-utilization|max_model_len|--max-model-len"),
-        ("block_shape", r"expert"),
-        ("no_space", r"space|full"),
+        pytest.param("gpu_memory", r"--gpu-memory-utilization|max_model_len|--max-model-len", marks=pytest.mark.slow),
+        pytest.param("block_shape", r"expert", marks=pytest.mark.slow),
+        pytest.param("no_space", r"space|full", marks=pytest.mark.slow),
     ],
 )
 def test_what_can_never_work_ends_the_wait_with_its_cause(

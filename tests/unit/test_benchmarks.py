@@ -79,6 +79,7 @@ def test_what_can_be_answered_is_counted_as_the_server_does_it(tmp_path: Path) -
     assert done.answered == faults.answerable_rows(work) < work.rows
 
 
+@pytest.mark.slow
 def test_a_kill_costs_the_loop_its_work_and_us_no_row(tmp_path: Path) -> None:
     bench, found = Bench(tmp_path), []
     for client, seconds in ((OURS, 4.0), (OPENAI_LOOP.told("--concurrency", "32"), 0.5)):

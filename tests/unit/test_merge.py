@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from clients.errors import StorageError
 from clients.prompts.columns import CarriedColumns
-from clients.records import Outcome
-from clients.results.assemble import WINDOW_ROWS, results_schema
+from clients.prompts.rows import Row
+from clients.records import InvalidRow, Outcome
+from clients.results.assemble import WINDOW_ROWS, results_schema, write_results
 from clients.results.merge import merge_parts
-from clients.results.schema import SETTINGS_KEY
+from clients.results.schema import SETTINGS_KEY, TRACE_URL_KEY
 
 SETTINGS = {"model": "m", "shards": 3}
 OUTCOMES = st.sampled_from([Outcome.OK, Outcome.OK, Outcome.TRUNCATED, Outcome.FAILED, Outcome.INVALID])
@@ -54,6 +55,47 @@ def test_the_parts_are_joined_in_input_order_and_what_is_not_ok_is_set_apart(
     assert orjson.loads(results.schema.metadata[SETTINGS_KEY]) == SETTINGS
     assert summary["rows"] == len(whole)
     assert summary["outcomes"] == {outcome: whole.count(outcome) for outcome in Outcome}
+
+
+def traced_part(path: Path, first_row: int, run: dict[str, Any]) -> Path:
+    rows = [Row(InvalidRow(row, f"row-{row}", "not_json", ""), {}) for row in range(first_row, first_row + 3)]
+    nothing = pa.array([], pa.int64())
+    write_results(
+        path,
+        rows,
+        [],
+        CarriedColumns({}),
+        joined=lambda *_: (nothing, nothing),
+        first_row=first_row,
+        settings={},
+        run=run,
+    )
+    return path
+
+
+@pytest.mark.parametrize("traced", [(0,), (0, 1), (1,)])
+def test_traces_are_counted_over_the_parts_and_the_results_tell_where_one_is(
+    tmp_path: Path, traced: tuple[int, ...]
+) -> None:
+    url = "http://langfuse/project/p/traces/{trace_id}"
+    runs = [
+        {"traces": {"exported": 3, "dropped": number}, "trace_url": url} if number in traced else {}
+        for number in range(2)
+    ]
+    parts = [traced_part(tmp_path / f"part-{number}", 3 * number, run) for number, run in enumerate(runs)]
+    summary = merge_parts(parts, tmp_path / "results", tmp_path / "rejects")
+    assert summary["traces"] == {"exported": 3 * len(traced), "dropped": sum(traced)}
+    assert summary["trace_url"] == url
+    for name in ("results", "rejects"):
+        assert pq.read_schema(tmp_path / name).metadata[TRACE_URL_KEY].decode() == url
+    merge_parts(parts[traced[0] : traced[0] + 1], tmp_path / "results", tmp_path / "rejects")
+    assert pq.read_schema(tmp_path / "results").metadata[TRACE_URL_KEY].decode() == url
+
+
+def test_without_traces_there_are_no_counts_of_them(tmp_path: Path) -> None:
+    summary = merge_parts([traced_part(tmp_path / "part", 0, {})], tmp_path / "results", tmp_path / "rejects")
+    assert (summary["traces"], summary["trace_url"]) == (None, None)
+    assert TRACE_URL_KEY not in pq.read_schema(tmp_path / "results").metadata
 
 
 def test_parts_of_several_windows_keep_their_order(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from clients.batch.options import RunOptions, outcomes
 from clients.batch.policies import BLANKS, Policies, first_payload
 from clients.errors import SettingsError
 from clients.records import ChatRequest, Outcome
+from clients.tracing.settings import CONTENTS
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
 
@@ -138,6 +139,11 @@ some_options = st.builds(
     time_limit_s=st.none() | st.floats(1, 1e6),
     max_output_tokens=st.none() | st.integers(1, 1 << 40),
     lengths_from=st.sampled_from(["", "s3://bucket/results.parquet"]),
+    trace_content=st.sampled_from(CONTENTS),
+    trace_sample_rate=st.none() | st.floats(0, 1),
+    run_url=st.sampled_from(["", "https://kubeflow.example/_/pipeline/?ns=ml#/runs/details/{run}"]),
+    metrics_port=st.none() | st.integers(0, 65535),
+    pushgateway=st.sampled_from(["", "http://pushgateway:9091"]),
 )
 
 
@@ -153,6 +159,21 @@ class TestOptions:
         started = RunOptions(time_limit_s=60).started(1000.0)
         assert (started.deadline, started.time_limit_s) == (1060.0, None)
         assert started.started(2000.0) == started
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"trace_content": "some"},
+            {"trace_sample_rate": 1.5},
+            {"metrics_port": 65536},
+            {"pushgateway": "pushgateway:9091"},
+            {"pushgateway": "http://me:secret@pushgateway:9091"},
+            {"run_url": "http://[broken"},
+        ],
+    )
+    def test_what_others_see_is_checked_at_the_start(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            RunOptions.from_json(wrong)
 
     def test_an_unknown_name_is_told_with_the_known_ones(self) -> None:
         with pytest.raises(SettingsError, match=r"unknown option 'retrys'; known are .*retry"):

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 
 from clients.records import Outcome
+from clients.results.comparison import compare, numbers_of
+from clients.results.markdown import render_markdown
 from clients.results.report import ADVICE, render_report
 from clients.results.schema import COLUMNS
 from clients.results.summary import ANSWERED, Summary, SummaryCollector
@@ -145,6 +147,63 @@ def test_nothing_a_row_or_a_setting_says_becomes_markup() -> None:
     read = assert_inert(render_report(summary, title=ATTACK))
     assert "script" not in read.tags
     assert read.text.count(ATTACK) > 30
+
+
+def test_rows_lead_to_their_traces() -> None:
+    summary = summarise(run(30, {3: Outcome.FAILED}))
+    summary["traces"] = {"exported": 27, "spooled": 2, "dropped": 1, "sampled_out": 5, "replayed": 0}
+    summary["trace_url"] = "https://langfuse.example/project/p?a=1&b=2/traces/{trace_id}"
+    page = Page(render_report(summary, title="t"))
+    links = {value for name, value in page.attributes if name == "href"}
+    assert len(links) == 20
+    assert f"https://langfuse.example/project/p?a=1&b=2/traces/{3:032x}" in links
+    assert "27 traces in Langfuse, 2 kept for later, 1 lost, 5 left out by choice" in page.text
+    assert "27 traces in Langfuse, 2 kept for later, 1 lost" in render_markdown(summary, title="t", location="")
+
+
+@pytest.mark.parametrize("url", ["javascript:alert({trace_id})", "data:text/html,x", '"><script>', ""])
+def test_only_web_addresses_become_links(url: str) -> None:
+    summary = summarise(run(30))
+    summary["trace_url"] = url
+    assert_inert(render_report(summary, title="t"))
+
+
+def test_what_a_trace_is_called_cannot_leave_its_link() -> None:
+    summary = summarise([one | {"trace_id": ATTACK} for one in run(5)])
+    summary["trace_url"] = 'https://langfuse.example/"onclick=x/{trace_id}'
+    page = Page(render_report(summary, title="t"))
+    assert page.tags <= HARMLESS | {"a"}
+    assert {name for name, _ in page.attributes if name.startswith("on")} == set()
+
+
+def compared(now: list[dict[str, Any]], before: list[dict[str, Any]], **limits: float) -> Summary:
+    summary = summarise(now)
+    earlier = numbers_of(summarise(before), run="nightly-7")
+    summary["comparison"] = compare(numbers_of(summary, run=""), earlier, limits)
+    return summary
+
+
+def test_a_first_run_has_nothing_to_be_compared_with() -> None:
+    assert "run before" not in Page(render_report(summarise(run(50)), title="t")).text
+
+
+def test_a_later_run_is_put_beside_the_one_before() -> None:
+    summary = compared(run(50, dict.fromkeys(range(5), Outcome.REJECTED)), run(100), error_rate=0.02)
+    page = render_report(summary, title="t")
+    read = assert_inert(page)
+    assert "Compared with the run before" in read.text
+    assert "The run before of 2026-03-14 " in read.text
+    assert "(nightly-7)" in read.text
+    assert "error_rate went from 0 % to 10 % since the run before" in read.text
+    assert '<span class="worse">50 % fewer</span>' in page
+    assert "10.0 points more" in read.text
+
+
+def test_what_a_comparison_says_never_becomes_markup() -> None:
+    summary = compared(run(5), run(5))
+    assert summary["comparison"] is not None
+    summary["comparison"] |= {"run": ATTACK, "regressions": [ATTACK], "outcomes": {ATTACK: (1, 2)}}
+    assert "script" not in assert_inert(render_report(summary, title="t")).tags
 
 
 def test_the_page_forbids_scripts_and_loading_by_policy() -> None:

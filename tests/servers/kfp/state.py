@@ -61,6 +61,7 @@ class Store:
         script: What happens in a run, from its request.
         with_pod_names: Whether task details name pods.
         with_retry: Steps whose pods are attempts of a retry.
+        macros: Whether macros such as [[CurrentTime]] are replaced in the runs of a schedule, as from 2.16 on.
     """
 
     multi_user: bool = False
@@ -68,6 +69,7 @@ class Store:
     script: Callable[[Mapping[str, Any]], list[Frame]] = lambda _: [Frame(state="SUCCEEDED")]
     with_pod_names: bool = True
     with_retry: Sequence[str] = ()
+    macros: bool = True
     experiments: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     pipelines: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     versions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -233,7 +235,13 @@ class Store:
         """Let a recurring run make a run, as its schedule would."""
         made = self.recurring[recurring]
         keys = ("experiment_id", "runtime_config", "pipeline_version_reference", "pipeline_spec")
-        body = {key: made[key] for key in keys if key in made}
+        body = json.loads(json.dumps({key: made[key] for key in keys if key in made}))
+        if self.macros:
+            parameters = body["runtime_config"]["parameters"]
+            today = f"{self._clock:%Y-%m-%d}"
+            for name, value in parameters.items():
+                if isinstance(value, str):
+                    parameters[name] = value.replace("[[CurrentTime.2006-01-02]]", today)
         run = self.create_run({**body, "display_name": f"{made['display_name']}-run"})["run_id"]
         self.runs[run].body["recurring_run_id"] = recurring
         return str(run)
@@ -263,6 +271,11 @@ def check_spec(spec: Mapping[str, Any]) -> None:
         json_format.ParseDict(dict(spec.get("platform_spec") or {}), pipeline_spec_pb2.PlatformSpec())
     except json_format.ParseError as error:
         raise invalid(f"Failed to parse the pipeline spec: {error}") from error
+    executors = (spec.get("pipeline_spec") or spec).get("deploymentSpec", {}).get("executors", {})
+    platforms = (spec.get("platform_spec") or {}).get("platforms", {})
+    for name in platforms.get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {}):
+        if name not in executors:
+            raise invalid(f"the platform spec is about {name}, which the pipeline does not have")
 
 
 def check_arguments(spec: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
