@@ -10,6 +10,8 @@ setup(
     description="Batch LLM inference on Kubeflow: vLLM on KServe, sharded chat completions, Langfuse traces, Parquet.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     # Named one by one: the names are generic, and a search for packages would ship the tests too.
     packages=[

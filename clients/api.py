@@ -174,10 +174,11 @@ def _file_of(prompts: str | Path | Iterable[str | Mapping[str, Any]], folder: Pa
     if isinstance(prompts, str | Path):
         return str(prompts)
     path = folder / "prompts.jsonl"
-    rows = (json.dumps({"prompt": row} if isinstance(row, str) else dict(row), ensure_ascii=False) for row in prompts)
+    rows = ({"prompt": row} if isinstance(row, str) else dict(row) for row in prompts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
     except TypeError as error:
         raise SettingsError(
             f"a row of prompts cannot be written as JSON: {error}. Give texts, numbers, lists"

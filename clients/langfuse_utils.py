@@ -28,6 +28,13 @@ from clients.tracing.wire import packed
 __all__ = ["CallTrace", "NoTracer", "Origin", "TraceCounts", "TraceSettings", "Tracer", "main", "open_tracer"]
 
 
+_EXAMPLES = """example:
+  python -m clients.langfuse_utils replay results/prompts/state
+
+Keys and address: LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY, LANGFUSE_BASE_URL (or LANGFUSE_HOST).
+"""
+
+
 class CallTrace:
     """The trace of one question. Begun before it is asked, so that afterwards Langfuse has only to take it.
 
@@ -141,13 +148,15 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         0, 1 when traces are left or lost, 2 for settings to mend, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m clients.langfuse_utils", description=(__doc__ or "").split("\n")[0]
+        prog="python -m clients.langfuse_utils",
+        description="Send the traces that Langfuse did not take.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     again = commands.add_parser("replay", help="send the traces that are kept in a folder, and remove those accepted")
     again.add_argument("folder", metavar="DIR", help="such as a run's state folder; everything below is looked through")
     again.add_argument("--time-limit", type=float, default=3600.0, metavar="SECONDS", help="default: %(default)g")
-    parser.epilog = "Keys and address: LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY, LANGFUSE_BASE_URL (or LANGFUSE_HOST)."
     args = parser.parse_args(argv)
     follow(_print_event)
     from clients.tracing.replay import replay  # late: a single question has nothing to do with files

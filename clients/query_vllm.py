@@ -23,12 +23,26 @@ from clients.errors import EndpointError, LLMInferenceError, SettingsError
 if TYPE_CHECKING:
     from clients.langfuse_utils import CallTrace
 
+_EXAMPLES = """examples:
+  python clients/query_vllm.py --url http://localhost:8000/v1 --prompt "Hello"
+  python clients/query_vllm.py --url http://localhost:8000/v1 --model qwen3-30b-fp8 --prompt "안녕하세요" --stream
+  python clients/query_vllm.py --url http://localhost:8000/v1 --prompt - --json < question.txt
+
+The key comes from OPENAI_API_KEY, never from a flag. With LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY and
+LANGFUSE_BASE_URL set, the call is traced.
+"""
+
 _DIM, _PLAIN = "\033[2m", "\033[0m"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags; `url` and `prompt` are final, the key is not among them."""
-    parser = argparse.ArgumentParser(prog="query_vllm", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python clients/query_vllm.py",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--url", help="with or without /v1 or /v1/chat/completions; default: OPENAI_BASE_URL")
     parser.add_argument("--model", help="default: the model that the endpoint lists first")
     parser.add_argument("--prompt", required=True, help="the user message; - reads it from standard input")
@@ -39,10 +53,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--stream", action="store_true", help="print the text as it arrives instead of JSON at the end")
     form.add_argument("--json", action="store_true", help="only JSON on standard output; the time goes to stderr")
-    parser.epilog = (
-        "The API key comes from OPENAI_API_KEY, never from a flag. With LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY and "
-        "LANGFUSE_BASE_URL set, the call is traced."
-    )
     return parser.parse_args(argv)
 
 

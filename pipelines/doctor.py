@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.errors import LLMInferenceError, SettingsError
+from clients.serving.json_flags import json_list, json_object
 
 if TYPE_CHECKING:
     from clients.serving.spec import ServingSpec
@@ -191,32 +192,14 @@ def _add_shape(group: Any) -> None:
     group.add_argument("--replicas", metavar="N", type=int, help="pods that serve")
     group.add_argument("--gpus-per-replica", metavar="N", type=int, help="GPUs of each")
     group.add_argument("--gpu-product", metavar="NAME", help='label nvidia.com/gpu.product; "" for any')
-    group.add_argument("--node-selector", metavar="JSON", type=_labels, help="more labels of the nodes")
-    group.add_argument("--tolerations", metavar="JSON", type=_objects, help="taints that are tolerated")
+    group.add_argument("--node-selector", metavar="JSON", type=json_object, help="more labels of the nodes")
+    group.add_argument("--tolerations", metavar="JSON", type=json_list, help="taints that are tolerated")
     group.add_argument("--cpu", metavar="N", help="cores of each replica")
     group.add_argument("--memory", metavar="SIZE", help="of each replica, such as 256Gi")
     group.add_argument("--hf-secret", metavar="NAME", help='Secret with the token; "" for none')
     group.add_argument("--model-cache", metavar="NAME", help='claim that keeps models; "" for none')
     group.add_argument("--storage-class", metavar="NAME", help="of that claim")
     group.add_argument("--no-ipc-lock", dest="ipc_lock", action="store_false", default=None, help="no InfiniBand")
-
-
-def _labels(text: str) -> Any:
-    return _json(text, dict)
-
-
-def _objects(text: str) -> Any:
-    return _json(text, list)
-
-
-def _json(text: str, kind: type) -> Any:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(found, kind):
-        raise argparse.ArgumentTypeError(f"must be a JSON {'object' if kind is dict else 'list'}")
-    return found
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from clients.batch.arguments import (
     template_of,
 )
 from clients.errors import LLMInferenceError
+from clients.wide_help import WideHelp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,9 +239,10 @@ def _unnamed_cause(place: "Workplace") -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.run",
+        usage="python -m pipelines.run --prompts FILE [--url URL | --gguf PATH | --host URL] [...]",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=WideHelp,
     )
     add_input_arguments(parser)
     where = parser.add_argument_group("where the model answers")

@@ -24,6 +24,7 @@ from clients.batch.arguments import (
     template_of,
 )
 from clients.batch.footprint import keep_small
+from clients.wide_help import WideHelp
 
 if TYPE_CHECKING:
     from clients.workplace import Workplace
@@ -192,9 +193,10 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m clients.batch",
+        usage="python -m clients.batch --prompts FILE --url URL [--output DIR] [...]",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=WideHelp,
     )
     add_input_arguments(parser)
     parser.add_argument(

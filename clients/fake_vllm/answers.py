@@ -106,7 +106,15 @@ def usage_of(asked: Asked, lengths: tuple[Length, ...]) -> dict[str, Any]:
 def completion(
     model: AnswerModel, asked: Asked, lengths: tuple[Length, ...], answer_id: str, *, empty: bool = False
 ) -> bytes:
-    """The JSON of a complete answer; `empty` leaves out the choices."""
+    """The JSON of a complete answer.
+
+    Args:
+        model: Writes the texts.
+        asked: The request.
+        lengths: Of each choice.
+        answer_id: Its `id`.
+        empty: Leave out the choices, which is a fault.
+    """
     choices = [
         {
             "index": index,
@@ -132,7 +140,15 @@ def completion(
 def events(
     model: AnswerModel, asked: Asked, lengths: tuple[Length, ...], answer_id: str, *, empty: bool = False
 ) -> list[bytes]:
-    """The events of a stream, `[DONE]` included: three for each choice, then usage if it is wanted."""
+    """The events of a stream, `[DONE]` included: three for each choice, then usage if it is wanted.
+
+    Args:
+        model: As for `completion`; so are the four that follow.
+        asked: The request.
+        lengths: Of each choice.
+        answer_id: Its `id`.
+        empty: Leave out the choices.
+    """
     head = {"id": answer_id, "object": "chat.completion.chunk", "created": 0, "model": asked.model}
     chunks: list[dict[str, Any]] = []
     for index, length in enumerate(() if empty else lengths):

@@ -9,7 +9,6 @@ from clients.fake_vllm.options import Options, parse_outage
 from clients.wide_help import WideHelp
 
 _DESCRIPTION = """A fake vLLM on this machine: continuous batching in simulated time, faults by seed, one process.
-
 The first line on standard output is its base URL. GET /_tally tells what it counted, POST /_reset begins anew.
 """
 
@@ -17,7 +16,6 @@ _EXAMPLES = """examples:
   python -m clients.fake_vllm --slots 256 --step-base-ms 2
   python -m clients.fake_vllm --replicas 4 --faults all:0.02 --outage 1:5:3
   python -m clients.fake_vllm --addresses 2 --port 8000 --thinking
-  python -m clients.fake_vllm --instant
 """
 
 

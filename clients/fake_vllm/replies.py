@@ -28,7 +28,15 @@ JSON, TEXT, HTML = b"application/json", b"text/plain; version=0.0.4; charset=utf
 
 
 def reply(status: int, body: bytes, *, kind: bytes = JSON, keep: bool = True, more: bytes = b"") -> bytes:
-    """Head and body; `more` is complete header lines."""
+    """Head and body.
+
+    Args:
+        status: Of HTTP.
+        body: What is said.
+        kind: Its content type.
+        keep: Whether the connection stays open.
+        more: Complete header lines, each with its line end.
+    """
     return (
         b"HTTP/1.1 %d %b\r\nserver: uvicorn\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: %b\r\n%b\r\n%b"
         % (
@@ -61,7 +69,15 @@ STREAM_END = b"0\r\n\r\n"
 def error(
     status: int, message: str, *, param: str | None = None, retry_after_s: float | None = None, keep: bool = True
 ) -> bytes:
-    """An error; 502 and 504 are a proxy's page, as the server itself never says them."""
+    """An error; 502 and 504 are a proxy's page, as the server itself never says them.
+
+    Args:
+        status: Of HTTP.
+        message: What is wrong.
+        param: The field of the request that is, if one is.
+        retry_after_s: Seconds that Retry-After asks for; None for no such header.
+        keep: Whether the connection stays open.
+    """
     more = b"" if retry_after_s is None else b"retry-after: %b\r\n" % f"{retry_after_s:g}".encode()
     if status in _PROXY_STATUSES:
         title = b"%d %b" % (status, _REASONS[status])

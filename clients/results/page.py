@@ -35,7 +35,7 @@ th:last-child,td:last-child{padding-right:0}
 .fact{display:inline-block}
 code{font:12.5px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,"Noto Sans Mono CJK KR",monospace;unicode-bidi:isolate;
 white-space:pre-wrap}
-code.soft{font-size:11.5px}.rows td:nth-child(2){min-width:116px}
+code.soft{font-size:11.5px}a{color:inherit}.rows td:nth-child(2){min-width:116px}
 .plot{padding:0 14px 0 46px}
 svg{display:block;width:100%;overflow:visible;font-size:12px}
 svg rect{fill:var(--bar);stroke:var(--bg);stroke-width:.6}
@@ -57,9 +57,11 @@ border-bottom:1px solid var(--line)}.advice td{border:0;padding:0 12px 0 0}.advi
 .advice td:nth-child(3){padding:0;min-width:64px}
 .advice td:nth-child(4){flex:0 0 100%}.advice thead{display:none}
 .word{white-space:normal}.advice td:first-child{min-width:0}
-.beside tr{display:grid;grid-template-columns:1fr 1fr 1.3fr;gap:0 10px;padding:6px 0;border-bottom:1px solid var(--line)}
-.beside td,.beside th{border:0;padding:0}.beside td:first-child{grid-column:1/-1}.beside th:first-child{display:none}
-.beside .num{white-space:normal}
+.beside thead{display:none}.beside td{border:0;padding:0;text-align:left}
+.beside tr{display:grid;grid-template-columns:1fr 1fr;gap:0 10px;padding:6px 0;border-bottom:1px solid var(--line)}
+.beside td:nth-child(4){grid-area:1/2;text-align:right}.beside td:nth-child(2),.beside td:nth-child(3){font-size:13px}
+.beside td:nth-child(3){text-align:right}.beside td:nth-child(2)::before,.beside td:nth-child(3)::before{
+content:attr(data-name) " ";color:var(--soft)}
 .pairs{grid-template-columns:1fr;gap:0}.pairs dd{margin-bottom:8px}}
 @media print{:root{--bg:#fff;--ink:#000;--soft:#444;--line:#ccc;--card:#f3f3f3;--bar:#4478a8;--mark:#a04000}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}main{max-width:none;padding:0}

@@ -14,6 +14,7 @@ from typing import Any
 
 from clients.errors import LLMInferenceError
 from clients.events import log_to_stderr
+from clients.serving.json_flags import json_list, json_object
 from clients.serving.spec import ServingSpec
 from clients.wide_help import WideHelp
 
@@ -162,7 +163,6 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
-        usage=f"python -m clients.serving {name} {'[-n NAMESPACE] ' * cluster}[option ...]",
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
         epilog="\n".join(["example:", *(line for line in _EXAMPLES.splitlines() if f" {name} " in line)]),
@@ -182,6 +182,7 @@ def _named(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _add_spec(parser: argparse.ArgumentParser) -> None:
     """A flag for every field of ServingSpec, with the help that stands in its docstring."""
+    parser.usage = f"{parser.prog} [option ...]"
     shape = parser.add_argument_group("what is served")
     helps = dict(_described(ServingSpec.__doc__ or ""))
     for field in dataclasses.fields(ServingSpec):
@@ -218,27 +219,9 @@ def _described(docstring: str) -> Iterator[tuple[str, str]]:
     yield name, " ".join(words)
 
 
-def _labels(text: str) -> Any:
-    return _json(text, dict)
-
-
-def _objects(text: str) -> Any:
-    return _json(text, list)
-
-
-def _json(text: str, kind: type) -> Any:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(found, kind):
-        raise argparse.ArgumentTypeError(f"must be a JSON {'object' if kind is dict else 'list'}")
-    return found
-
-
 _FLAG_KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "node_selector": (_labels, "JSON"),
-    "tolerations": (_objects, "JSON"),
+    "node_selector": (json_object, "JSON"),
+    "tolerations": (json_list, "JSON"),
 }
 
 

@@ -128,9 +128,16 @@ class Cluster:
         return self._object(answer, kind, "patch")
 
     def merge(self, kind: str, name: str, patch: Object, *, namespace: str = "") -> Object:
-        """Change some fields of an object; None as a value removes one.
+        """Change some fields of an object.
 
-        With `metadata.resourceVersion` in the patch it fails (ConflictError) when the object has changed since.
+        Args:
+            kind: Key of KINDS.
+            name: Its name.
+            patch: The fields; None as a value removes one.
+            namespace: "" for the cluster's own.
+
+        Raises:
+            ConflictError: `metadata.resourceVersion` is in the patch, and the object has changed since.
         """
         answer = self._connection.send(
             "PATCH",
@@ -167,7 +174,17 @@ class Cluster:
             self._object(answer, kind, "delete")
 
     def log(self, pod: str, *, container: str, previous: bool = False, lines: int = 60) -> str:
-        """The last lines of a container's log; "" when there is none (yet)."""
+        """The last lines of a container's log; "" when there is none (yet).
+
+        Args:
+            pod: Its name.
+            container: Of the pod.
+            previous: The log of the container that died before this one.
+            lines: Most lines; 64 KiB at the most.
+
+        Raises:
+            ApiError: it may not be read.
+        """
         params = {"container": container, "tailLines": str(lines), "limitBytes": "65536"}
         if previous:
             params["previous"] = "true"
@@ -179,7 +196,14 @@ class Cluster:
         return answer.text
 
     def allowed(self, kind: str, verb: str, *, subresource: str = "", namespace: str = "") -> bool:
-        """Whether this account may do something here. True where the cluster does not tell."""
+        """Whether this account may do something here. True where the cluster does not tell.
+
+        Args:
+            kind: Key of KINDS.
+            verb: Such as `get` or `create`.
+            subresource: Such as `log`; "" for the object itself.
+            namespace: "" for the cluster's own.
+        """
         wanted = KINDS[kind]
         attributes = {"group": wanted.group, "resource": wanted.plural, "verb": verb, "subresource": subresource}
         if wanted.namespaced:
@@ -202,7 +226,11 @@ class Cluster:
         return bool((_json(answer).get("status") or {}).get("allowed")) if answer.status < 300 else None
 
     def version(self) -> str:
-        """The API server's version, such as `v1.33.2`."""
+        """The API server's version, such as `v1.33.2`.
+
+        Raises:
+            ApiError: something else answers there.
+        """
         answer = self._connection.send("GET", "/version", params={})
         found = _json(answer)
         if answer.status >= 300 or "gitVersion" not in found:

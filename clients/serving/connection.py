@@ -72,6 +72,13 @@ class Connection:
     ) -> Answer:
         """Send one request, again and again while the server falters.
 
+        Args:
+            method: Of HTTP.
+            path: Below the server's address.
+            params: The query.
+            body: What is sent; None for nothing.
+            content_type: Of the body.
+
         Raises:
             UnreachableApiError: no answer in time.
             SettingsError: the credentials cannot be made, such as a login that has run out.

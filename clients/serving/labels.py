@@ -18,6 +18,9 @@ AFTER_RUN = "kubeflow-llm-inference/after-run"
 #: KServe's label on the Deployment and the pods of an InferenceService.
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 
+#: NVIDIA's label on nodes: what GPUs they have.
+GPU_PRODUCT = "nvidia.com/gpu.product"
+
 #: KServe's annotation that takes the workload away and keeps the InferenceService.
 STOP = "serving.kserve.io/stop"
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from clients.serving import vllm_arguments
-from clients.serving.labels import SERVICE_LABEL
+from clients.serving.labels import GPU_PRODUCT, SERVICE_LABEL
 from clients.serving.quantity import number
 from clients.serving.spec import HF_TOKEN_KEY, PROFILES, ServingSpec
 from clients.serving.vllm_arguments import Argument, argument
@@ -148,7 +148,7 @@ def _predictor(spec: ServingSpec) -> Object:
 
 def _placement(spec: ServingSpec) -> Object:
     """On which nodes the pods may run, and not beside one another."""
-    product = {"nvidia.com/gpu.product": spec.gpu_product} if spec.gpu_product else {}
+    product = {GPU_PRODUCT: spec.gpu_product} if spec.gpu_product else {}
     selector = {**product, **spec.node_selector}
     toleration = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
     return {

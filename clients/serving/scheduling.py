@@ -16,6 +16,7 @@ from clients.serving.evidence import (
     quoted,
     text,
 )
+from clients.serving.labels import GPU_PRODUCT
 from clients.serving.quantity import number
 
 #: Seconds until a missing claim is taken for good.
@@ -29,8 +30,6 @@ _ANNOUNCED_S = 900
 
 #: Taken for an amount that a node does not tell.
 _UNKNOWN = 1e18
-
-_PRODUCT = "nvidia.com/gpu.product"
 
 
 def unschedulable(pod: Object, evidence: Evidence, wanted: int) -> Cause | None:
@@ -209,7 +208,7 @@ class _Room:
         offering = [size for size in sizes if size > 0]
         asked = _shown(self._scarce, self._asked.get(self._scarce, 0))
         most = f", {_shown(self._scarce, max(offering))} at most" if offering else ""
-        found = sorted({text(node, "metadata", "labels", _PRODUCT) for node in self._nodes} - {""})
+        found = sorted({text(node, "metadata", "labels", GPU_PRODUCT) for node in self._nodes} - {""})
         products = f" (gpu.product {quoted(', '.join(found[:4]))})" if found else ""
         return f"It asks for {asked} {self._scarce}; {len(offering)} of {len(sizes)} nodes offer it{most}{products}"
 
@@ -297,13 +296,14 @@ def _barring(pod: Object, node: Object) -> str:
         passing = re.match(r"node\.[\w.]*kubernetes\.io/|ToBeDeleted|DeletionCandidate", key)
         if passing or effect not in ("NoSchedule", "NoExecute"):
             continue
-        if not any(_tolerates(one, taint) for one in objects(pod, "spec", "tolerations")):
+        if not any(tolerates(one, taint) for one in objects(pod, "spec", "tolerations")):
             value = text(taint, "value")
             return f"{key}={value}:{effect}" if value else f"{key}:{effect}"
     return ""
 
 
-def _tolerates(toleration: Object, taint: Object) -> bool:
+def tolerates(toleration: Object, taint: Object) -> bool:
+    """Whether a toleration of a pod is about a taint of a node, as the scheduler compares them."""
     if text(toleration, "effect") not in ("", text(taint, "effect")):
         return False
     if text(toleration, "operator") == "Exists":

@@ -9,6 +9,7 @@ from typing import Any
 
 from clients.errors import SettingsError
 from clients.serving import vllm_arguments
+from clients.serving.labels import GPU_PRODUCT
 from clients.serving.quantity import number
 from clients.serving.vllm_arguments import Argument
 
@@ -193,7 +194,7 @@ class ServingSpec:
             _check_quantity("memory", self.memory, at_least="1Gi")
 
     def _check_placement(self) -> None:
-        _check_label("gpu_product", "nvidia.com/gpu.product", self.gpu_product)
+        _check_label("gpu_product", GPU_PRODUCT, self.gpu_product)
         for key, value in self.node_selector.items():
             _check_label("node_selector", key, value)
 

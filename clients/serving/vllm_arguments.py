@@ -121,7 +121,13 @@ def merge(ours: Iterable[Argument], theirs: Sequence[Argument]) -> tuple[Argumen
 
 
 def number(arguments: Iterable[Argument], flag: str, default: int, *, least: int = 1) -> int:
-    """The whole number that a flag is given last, or the default where the flag is not given.
+    """The whole number that a flag is given last.
+
+    Args:
+        arguments: All of them.
+        flag: With its dashes.
+        default: Where the flag is not given.
+        least: The least that is allowed.
 
     Raises:
         SettingsError: what stands there is no whole number, or below `least`.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.storage.addresses import is_uri
+from clients.storage.patience import patient
 from clients.storage.refused import refusals
 from clients.storage.stores import COPY_S, connect
 
@@ -82,7 +83,7 @@ class Folder:
             path = f"{self._root}/{name}"
             if self._fs is None:
                 return Path(path).read_bytes()
-            with self._fs.open_input_file(path) as stream:
+            with patient(self._fs, path) as stream:
                 return bytes(stream.readall())
         return None
 
@@ -101,12 +102,12 @@ class Folder:
             return bytes(source.read(_BLOCK))
 
     def open(self, name: str) -> Any:
-        """Open one file for random reading (a `pyarrow.NativeFile`)."""
+        """Open one file for random reading: a `pyarrow.NativeFile`, or a file object of Python's."""
         import pyarrow as pa  # late, as below: a run on this machine sends its first request without it
 
         with refusals("read", f"{self.location}/{name}"):
             path = f"{self._root}/{name}"
-            return pa.OSFile(path) if self._fs is None else self._fs.open_input_file(path)
+            return pa.OSFile(path) if self._fs is None else patient(self._fs, path)
 
     def write(self, name: str, data: "bytes | pa.Buffer") -> None:
         """Keep `data` under `name`, completely and durably or not at all."""

@@ -1,7 +1,6 @@
 """Open what prompts are read from: a path, an object store, a web address, or the text itself."""
 
 import base64
-import binascii
 import contextlib
 import io
 import re
@@ -13,11 +12,12 @@ from typing import BinaryIO, cast
 
 from clients.errors import PromptsError, StorageError
 from clients.storage.addresses import in_full, is_uri, remember, shown
+from clients.storage.patience import patient
 from clients.storage.refused import reason, refusals
 from clients.storage.stores import connect
 
 _INLINE = "inline:"
-_HUB = re.compile(r"hf://(?:(datasets|spaces)/)?([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
+_HUB = re.compile(r"hf://(?:(datasets|spaces)/)?((?!(?:datasets|spaces)/)[^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
 _BUFFER = 1 << 20
 
 _UNREADABLE = "inline prompts cannot be read"
@@ -79,7 +79,7 @@ def _open_remote(location: str) -> BinaryIO:
     try:
         with refusals("read", location):
             filesystem, path = connect(location)
-            return cast(BinaryIO, io.BufferedReader(filesystem.open_input_file(path), buffer_size=_BUFFER))
+            return cast(BinaryIO, io.BufferedReader(patient(filesystem, path), buffer_size=_BUFFER))
     except StorageError as error:
         raise PromptsError(str(error)) from error
 
@@ -104,7 +104,7 @@ def _unpacked(prompts: str) -> tuple[str, bytes]:
     unpacker = zlib.decompressobj(wbits=31)
     try:
         data = unpacker.decompress(base64.b64decode(packed, validate=True), _MOST_INLINE)
-    except (binascii.Error, zlib.error) as error:
+    except (ValueError, zlib.error) as error:
         raise PromptsError(f"{_UNREADABLE}: {error}. {_WANTED}") from error
     if not unpacker.eof or not re.fullmatch(r"[a-z]{0,8}", kind):
         raise PromptsError(f"{_UNREADABLE}: they are cut short, too long, or of no known kind. {_WANTED}")

@@ -49,6 +49,8 @@ def _mend(verb: str, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Free some space"
     said = str(error)
+    if "Path does not exist" in said:  # in an object store
+        return "See that it is there, and mend its name,"
     known = (mend for words, mend in _MENDS if any(word in said for word in words)) if "AWS Error" in said else ()
     return next(iter(known), f"Check that it can be {'written' if verb == 'write' else 'read'}")
 

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from clients.errors import PromptsError
 from clients.storage.addresses import shown
@@ -19,7 +19,11 @@ from clients.storage.addresses import shown
 #: Seconds before each further try: a server that is restarted, or says 503, is back by then.
 _PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
-_TIMEOUT_S = 60.0
+#: Seconds without a byte. With every try in vain a server that says nothing costs about two minutes.
+_TIMEOUT_S = 15.0
+
+#: What may stand in an address as it is; anything else, such as a blank, is written as `%20` and the like.
+_PLAIN = "%/:=&?~#+!$,;'@()*[]"
 
 #: What is read past instead of asking anew.
 _SKIP_BYTES = 256 << 10
@@ -48,8 +52,8 @@ class _WebFile(io.RawIOBase):
         self._address = address
         self._at = self._from = 0  # where the reader is, and where the open answer is
         self._answer: Any = self._ask(0)
-        self.has_ranges = self._answer.status == 206
-        self._size = _size(self._answer) if self.has_ranges else 0
+        self._size = _size(self._answer) if self._answer.status == 206 else 0
+        self.has_ranges = self._size > 0
 
     def readable(self) -> bool:
         return True
@@ -119,7 +123,8 @@ class _WebFile(io.RawIOBase):
         if self._answer is None or self._from != self._at:
             self._drop()
             self._answer, self._from = self._ask(self._at), self._at
-            if self._answer.status != 206:
+            if self._answer.status != 206 or _size(self._answer) != self._size:
+                self._drop()
                 raise PromptsError(f"{shown(self._address)} is served otherwise than before. Run it again.")
 
     def _drop(self) -> None:
@@ -130,9 +135,10 @@ class _WebFile(io.RawIOBase):
 
     def _ask(self, start: int) -> Any:
         for delay_s in (*_PATIENCE_S, None):
-            request = urllib.request.Request(self._address, headers={"Range": f"bytes={start}-"})  # noqa: S310
+            address = quote(self._address, safe=_PLAIN)
+            request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"})  # noqa: S310
             try:
-                return urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310  (http and https only)
+                answer = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310  (http and https only)
             except urllib.error.HTTPError as error:
                 error.close()
                 if error.code == 416 and start == 0:  # an empty file has no first byte
@@ -144,6 +150,9 @@ class _WebFile(io.RawIOBase):
                 if delay_s is None or isinstance(getattr(error, "reason", None), ValueError):
                     raise _unreadable(self._address, error) from error
                 time.sleep(delay_s)
+            else:
+                _refuse_open_network(answer.geturl())  # where the server has sent us on to
+                return answer
         raise AssertionError("the last try returns or raises")
 
 

@@ -6,8 +6,9 @@ from collections import Counter
 from clients.errors import ApiError, ForbiddenError
 from clients.serving.cluster import Object
 from clients.serving.evidence import name_of, objects, text, whole
+from clients.serving.labels import GPU_PRODUCT
 from clients.serving.manifest import GPU
-from pipelines.checks.room import PRODUCT, Node, Wanted, holders, nodes_of
+from pipelines.checks.room import Node, Wanted, holders, nodes_of
 from pipelines.checks.scene import Scene
 from pipelines.checks.verdict import Verdict, failed, may_not, ok, unknown, warning
 
@@ -18,7 +19,7 @@ _PLUGIN = (
     f"{_HELM} --repo https://helm.ngc.nvidia.com/nvidia gpu-operator",
 )
 
-_SHOW_NODES = f"kubectl get nodes -L {PRODUCT}"
+_SHOW_NODES = f"kubectl get nodes -L {GPU_PRODUCT}"
 
 
 def gpu_nodes(scene: Scene) -> Verdict:

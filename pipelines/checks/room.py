@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from clients.serving.cluster import Object
 from clients.serving.evidence import condition, mapping, name_of, objects, text
+from clients.serving.labels import GPU_PRODUCT
 from clients.serving.manifest import GPU
 from clients.serving.quantity import number
-
-PRODUCT = "nvidia.com/gpu.product"
+from clients.serving.scheduling import tolerates
 
 #: Amounts by the name of the resource, in its base unit.
 Amounts = dict[str, float]
@@ -101,7 +101,7 @@ class Node:
     def __init__(self, node: Object, pods: Iterable[Object] = ()) -> None:
         self._node = node
         self.name = name_of(node)
-        self.product = text(node, "metadata", "labels", PRODUCT)
+        self.product = text(node, "metadata", "labels", GPU_PRODUCT)
         self.offered = _amounts(mapping(node, "status", "allocatable"))
         self.gpus = int(self.offered.get(GPU, 0))
         taken: Amounts = {"pods": 0}
@@ -115,7 +115,7 @@ class Node:
     def looks_nvidia(self) -> bool:
         """Whether its labels tell of NVIDIA GPUs, which it may not offer yet."""
         labels = mapping(self._node, "metadata", "labels")
-        ours = ("nvidia.com/gpu.present", "nvidia.com/gpu.product", "nvidia.com/gpu.count", "nvidia.com/gpu.deploy")
+        ours = ("nvidia.com/gpu.present", GPU_PRODUCT, "nvidia.com/gpu.count", "nvidia.com/gpu.deploy")
         clouds = ("cloud.google.com/gke-accelerator", "k8s.amazonaws.com/accelerator", "accelerator")
         pci = any(key.startswith("feature.node.kubernetes.io/pci-") and "10de" in key for key in labels)
         named = any("nvidia" in str(labels.get(key, "")).lower() for key in clouds)
@@ -132,7 +132,7 @@ class Node:
             passing = text(taint, "key").startswith(("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/"))
             if passing or text(taint, "effect") not in ("NoSchedule", "NoExecute"):
                 continue
-            if not any(_tolerates(one, taint) for one in wanted.tolerations):
+            if not any(tolerates(one, taint) for one in wanted.tolerations):
                 return taint
         return None
 
@@ -142,14 +142,6 @@ class Node:
         if mapping(self._node, "spec").get("unschedulable"):
             return "cordoned"
         return "" if condition(self._node, "Ready").get("status", "True") == "True" else "not ready"
-
-
-def _tolerates(toleration: Object, taint: Object) -> bool:
-    if text(toleration, "effect") not in ("", text(taint, "effect")):
-        return False
-    if text(toleration, "operator") == "Exists":
-        return text(toleration, "key") in ("", text(taint, "key"))
-    return (text(toleration, "key"), text(toleration, "value")) == (text(taint, "key"), text(taint, "value"))
 
 
 def nodes_of(nodes: list[Object], pods: list[Object]) -> list[Node]:

@@ -55,7 +55,14 @@ def warning(found: str, mend: str, command: str = "") -> Verdict:
 
 
 def failed(found: str, mend: str, command: str = "", details: tuple[str, ...] = ()) -> Verdict:
-    """A run cannot work."""
+    """A run cannot work.
+
+    Args:
+        found: What was found.
+        mend: What to do about it.
+        command: To type for that; "" for none.
+        details: More lines for those who want to know.
+    """
     return Verdict(Status.FAILED, found, mend, command, details)
 
 

@@ -21,6 +21,9 @@ _ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
 #: First pause between two looks, what it grows to, and the longest; a look at 512 shards is megabytes.
 _FIRST_POLL_S, _POLL_S, _LONGEST_POLL_S = 1.0, 4.0, 30.0
 
+#: A shard that fails is no failure of the run: what it left undone is the next step's.
+_SHARD = "run-shard"
+
 #: An API that stays away for longer than this is given up; the run goes on without us.
 _PATIENCE_S = 1800.0
 
@@ -172,6 +175,9 @@ class Follower:
     def _cause(self, run: Mapping[str, Any], states: Sequence[StepState]) -> tuple[str, int]:
         """Why it failed: the failed step's own words, else Kubeflow's."""
         failed = [state for state in states if state.state == "FAILED" or state.counts.get("FAILED")]
+        if decisive := [state for state in failed if state.step.task != _SHARD]:
+            failed = decisive
+            self._causes.pop(_SHARD.replace("-", "_"), None)
         for state in failed:
             if found := self._causes.get(state.step.task.replace("-", "_")):
                 return f"{state.step.title}: {found[0]}", found[1]

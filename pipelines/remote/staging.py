@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clients.errors import SettingsError
 from clients.prompts.lines import read_lines
+from clients.steps.stores import reach_stores
 from clients.storage import Folder, is_uri, open_input
 
 #: Longest inline file, in characters. A run's arguments together may have 100,000.
@@ -90,6 +91,7 @@ def _uploaded(path: Path, staging: str, say: Callable[[str], None]) -> str:
     """Put the file below a name made of its content, so that the same file is uploaded once."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    reach_stores("")
     folder = Folder(staging) / digest
     address = f"{folder.location}/{path.name}"
     if path.name in folder.names():

@@ -3,6 +3,7 @@
 import ast
 import base64
 import bz2
+import functools
 import json
 import re
 import shutil
@@ -32,8 +33,9 @@ ARGUMENT_BUDGET = 64_000
 WHOLE_BUDGET = 100_000
 
 
+@functools.cache
 def spec(path: Path) -> dict[str, Any]:
-    return next(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    return next(yaml.load_all(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def executors(path: Path) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ LAPTOP_ONLY = (
     "api",
     "display",
     "preflight_view",
+    "wide_help",
     "workplace",
     "local_server",
     "local_model",

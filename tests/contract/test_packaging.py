@@ -36,7 +36,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = target / "source"  # building leaves files behind; not in the checkout
     for folder in ("clients", "components", "pipelines", "compiled", "tests"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("setup.py", "pyproject.toml", "README.md"):
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source / file)
     command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--wheel-dir", str(target), str(source)]
     subprocess.run(command, check=True, cwd=target)
@@ -50,6 +50,13 @@ def test_the_wheel_holds_the_compiled_pipelines_and_no_tests(installed: Path) ->
         ROOT / "compiled/batch_inference.yaml"
     ).read_bytes()
     assert not (installed / "tests").exists()
+
+
+def test_the_wheel_says_its_licence_and_brings_it_along(installed: Path) -> None:
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    assert "License-Expression: Apache-2.0\n" in metadata.read_text(encoding="utf-8")
+    (licence,) = installed.glob("*.dist-info/licenses/LICENSE")
+    assert licence.read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 @pytest.mark.parametrize("module", ["pipelines.run", "pipelines.compile", "clients.batch", "clients.query_vllm"])

@@ -1,5 +1,7 @@
 """The pages and their Korean twins are parallel, and what they say is what the code does."""
 
+import dataclasses
+import json
 import re
 import shlex
 import subprocess
@@ -8,18 +10,37 @@ from pathlib import Path
 
 import pytest
 
+from clients.batch.options import RunOptions
 from clients.fake_vllm.faults import KINDS
 from clients.records import Outcome
 from clients.results.schema import COLUMNS
 from clients.results.verdict import judge
+from pipelines.remote.parameters import Package
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
-KOREAN = (ROOT / "README_ko.md").read_text(encoding="utf-8")
-ENGINE_ENGLISH = (ROOT / "docs/engine.md").read_text(encoding="utf-8")
-ENGINE_KOREAN = (ROOT / "docs/engine_ko.md").read_text(encoding="utf-8")
-SERVING_ENGLISH = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
-SERVING_KOREAN = (ROOT / "docs/serving_ko.md").read_text(encoding="utf-8")
+
+
+def page(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+#: Each page and its Korean twin.
+TWINS = {
+    "README.md": "README_ko.md",
+    **{
+        f"docs/{name}.md": f"docs/{name}_ko.md"
+        for name in ("engine", "formats", "kubeflow", "parameters", "serving", "tracing")
+    },
+}
+ENGLISH, KOREAN = page("README.md"), page("README_ko.md")
+FORMATS_ENGLISH, FORMATS_KOREAN = page("docs/formats.md"), page("docs/formats_ko.md")
+ENGINE_ENGLISH, ENGINE_KOREAN = page("docs/engine.md"), page("docs/engine_ko.md")
+SERVING_ENGLISH, SERVING_KOREAN = page("docs/serving.md"), page("docs/serving_ko.md")
+PARAMETERS_ENGLISH, PARAMETERS_KOREAN = page("docs/parameters.md"), page("docs/parameters_ko.md")
+ALL_ENGLISH, ALL_KOREAN = "".join(map(page, TWINS)), "".join(map(page, TWINS.values()))
+
+#: Words in messages that are passed on as the cluster, vLLM or Hugging Face said them.
+FROM_THE_CLUSTER = {"gpu", "nvidia", "com", "Client", "Error", "CUDA", "memory", "unrecognized", "arguments"}
 
 #: Commands whose flags the pages name.
 COMMANDS = (
@@ -69,16 +90,20 @@ def flags(text: str) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]+", text))
 
 
-@pytest.mark.parametrize(
-    ("english", "korean"), [(ENGLISH, KOREAN), (ENGINE_ENGLISH, ENGINE_KOREAN), (SERVING_ENGLISH, SERVING_KOREAN)]
-)
-def test_both_have_the_same_headings_tables_and_code(english: str, korean: str) -> None:
-    assert headings(english) == headings(korean)
-    assert tables(english) == tables(korean)
-    assert code_blocks(english) == code_blocks(korean)
+@pytest.mark.parametrize("english", TWINS)
+def test_both_have_the_same_headings_tables_and_code(english: str) -> None:
+    one, other = page(english), page(TWINS[english])
+    assert headings(one) == headings(other)
+    assert tables(one) == tables(other)
+    assert code_blocks(one) == code_blocks(other)
 
 
-@pytest.mark.parametrize(("text", "header"), [(ENGLISH, "column"), (KOREAN, "열")])
+def test_every_page_has_a_twin() -> None:
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+    assert pages | {"README.md", "README_ko.md"} == {*TWINS, *TWINS.values()}
+
+
+@pytest.mark.parametrize(("text", "header"), [(FORMATS_ENGLISH, "column"), (FORMATS_KOREAN, "열")])
 def test_the_columns_are_those_of_the_schema(text: str, header: str) -> None:
     assert first_cells(text, header)[:-1] == COLUMNS.names
 
@@ -88,7 +113,7 @@ def test_the_outcomes_are_those_of_the_code(text: str) -> None:
     assert first_cells(text, "outcome") == [outcome.value for outcome in Outcome]
 
 
-@pytest.mark.parametrize("text", [ENGLISH, KOREAN])
+@pytest.mark.parametrize("text", [ENGINE_ENGLISH, ENGINE_KOREAN])
 def test_the_verdicts_are_those_of_the_code(text: str) -> None:
     named = first_cells(text, "verdict")
     everything = judge([dict.fromkeys([*named, "no such verdict"], 1.0)])
@@ -114,8 +139,7 @@ def test_the_events_are_those_of_the_engine(text: str, header: str) -> None:
 def test_every_flag_named_exists() -> None:
     known = flags("".join(help_of(*command) for command in COMMANDS))
     others = {"--constraint", "--from-literal", "--previous", "--enable-expert-parallel"}  # of pip, kubectl and vLLM
-    pages = ENGLISH + KOREAN + ENGINE_ENGLISH + ENGINE_KOREAN + SERVING_ENGLISH + SERVING_KOREAN
-    assert flags(pages) <= known | others
+    assert flags(ALL_ENGLISH + ALL_KOREAN) <= known | others
 
 
 @pytest.mark.parametrize(("text", "header"), [(SERVING_ENGLISH, "cause"), (SERVING_KOREAN, "원인")])
@@ -126,9 +150,44 @@ def test_the_causes_are_those_of_the_diagnosis(text: str, header: str) -> None:
     assert set(re.findall(r'Cause\(kind="([a-z_]+)"', sources)) <= named
 
 
-@pytest.mark.parametrize("module", ["clients.batch", "pipelines.run"])
-def test_every_flag_of_a_run_is_documented(module: str) -> None:
-    assert flags(help_of("-m", module)) - {"--help"} <= flags(ENGLISH + ENGINE_ENGLISH)
+@pytest.mark.parametrize(
+    "command",
+    [("clients.batch",), ("pipelines.run",), ("pipelines.run", "--host", "x"), ("pipelines.schedule", "create")],
+)
+def test_every_flag_of_a_run_is_documented(command: tuple[str, ...]) -> None:
+    assert flags(help_of("-m", *command)) - {"--help"} <= flags(ALL_ENGLISH)
+
+
+@pytest.mark.parametrize("text", [PARAMETERS_ENGLISH, PARAMETERS_KOREAN])
+def test_the_parameters_and_options_are_those_of_the_pipelines_with_their_defaults(text: str) -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    named = {name: row for row in rows for name in re.findall(r"`([a-z_]+)`", row[0])}
+    inputs = {**Package.named("batch_client").inputs, **Package.named("batch_inference").inputs}
+    inner = {"max_error_rate", "deadline", "run_url", "resumes"}  # set by a parameter, or by the submission
+    options = {field.name for field in dataclasses.fields(RunOptions)} - inner
+    assert set(named) == set(inputs) | options
+    for name, definition in inputs.items():
+        default = definition.get("defaultValue", "")
+        shown = json.dumps(default) if not isinstance(default, str) else default
+        said = " ".join(named[name][-3:-1])
+        assert not shown or shown.removesuffix(".0") in said, (name, shown, said)
+
+
+@pytest.mark.parametrize("text", [ENGLISH, KOREAN])
+def test_the_messages_of_the_troubleshooting_table_are_those_of_the_software(text: str) -> None:
+    (table,) = re.findall(r"\n\| (?:what is printed|출력되는 메시지) \|.*\n\|[-|]+\n((?:\|.*\n)+)", text)
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "clients").rglob("*.py")))
+    said = re.sub(r'"\s*\n\s*f?"', "", sources)  # a message that goes on in the next line
+    for message in (line.split("|")[1].strip().strip("`") for line in table.splitlines()):
+        for part in filter(None, (part.strip(" .:") for part in message.split("…"))):
+            words = [word for word in re.split(r"[^A-Za-z_'-]+", part) if len(word) > 3]
+            assert [word for word in words if word not in said and word not in FROM_THE_CLUSTER] == [], message
+
+
+def test_the_names_of_secrets_are_the_defaults_of_the_pipeline() -> None:
+    inputs = Package.named("batch_client").inputs
+    defaults = {definition["defaultValue"] for name, definition in inputs.items() if name.endswith("_secret")}
+    assert set(re.findall(r"create secret generic (\S+)", page("docs/kubeflow.md"))) == defaults
 
 
 def test_every_make_target_named_exists() -> None:
@@ -138,10 +197,15 @@ def test_every_make_target_named_exists() -> None:
     assert {"run", "test"} <= named
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "README_ko.md", "docs/engine.md", "docs/engine_ko.md", "docs/serving.md", "docs/serving_ko.md"],
-)
-def test_every_link_to_a_file_leads_there(page: str) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
-    assert [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()] == []
+@pytest.mark.parametrize("name", [*TWINS, *TWINS.values(), "CONTRIBUTING.md"])
+def test_every_link_to_a_file_leads_there(name: str) -> None:
+    links = re.findall(r"(?:\]\(|src(?:set)?=\")([^)#\"]+)", page(name))
+    assert [link for link in links if "://" not in link and not ((ROOT / name).parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", [*TWINS, *TWINS.values()])
+def test_every_link_to_a_heading_leads_there(name: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]+)\)", page(name)):
+        found = page(((ROOT / name).parent / target).resolve().relative_to(ROOT).as_posix()) if target else page(name)
+        titles = re.findall(r"^#+ (.+)$", found, flags=re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], anchor

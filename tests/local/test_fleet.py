@@ -122,6 +122,7 @@ class TestReplicas:
         assert tally["repeated_work"] == 0
         assert tally["requests"] <= 1500 + tally["lost"] + tally["aborted"] + 8
 
+    @pytest.mark.slow
     def test_the_only_one_may_be_away_for_a_while(self, tmp_path: Path) -> None:
         write_prompts(tmp_path, 250)
         with FakeServer(*QUICK, "--slots", "16", "--outage", "0:1:2") as server:
@@ -130,7 +131,7 @@ class TestReplicas:
         assert frame["outcome"].unique().tolist() == ["ok"]
         assert frame["attempts"].max() == 1
 
-    @pytest.mark.parametrize("flag", ["--closed-s", "--not-ready-s"])
+    @pytest.mark.parametrize("flag", ["--closed-s", pytest.param("--not-ready-s", marks=pytest.mark.slow)])
     def test_one_that_is_not_up_yet_is_waited_for(self, tmp_path: Path, flag: str) -> None:
         write_prompts(tmp_path, 50)
         with FakeServer(*QUICK, flag, "3") as server:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from clients import BatchFailedError, read_results, run_batch
 from clients.errors import SettingsError
 from pipelines.local_run import LocalRun
 from pipelines.remote.parameters import Package
+from tests.servers.kfp.state import check_spec
 from tests.servers.openai_server import OpenAIServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,6 +177,14 @@ def test_no_pod_carries_what_is_for_python() -> None:
         assert "clients/api.py" not in text
 
 
+def test_what_the_page_imports_is_there() -> None:
+    page = (ROOT / "docs/kubeflow.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    imports = [line for block in blocks for line in block.splitlines() if line.startswith("from ")]
+    assert len(imports) >= 3
+    subprocess.run([sys.executable, "-c", "\n".join(imports)], cwd=ROOT, check=True)
+
+
 class TestExtendedPipeline:
     @pytest.fixture
     def compiled(self, tmp_path: Path) -> Path:
@@ -202,6 +212,7 @@ class TestExtendedPipeline:
     def test_the_batch_gets_every_parameter_and_its_secrets(self, compiled: Path) -> None:
         """Older servers do not know the defaults of a nested pipeline."""
         pipeline, platform = yaml.safe_load_all(compiled.read_text())
+        check_spec({"pipeline_spec": pipeline, "platform_spec": platform})
         given = pipeline["root"]["dag"]["tasks"]["batch-client"]["inputs"]["parameters"]
         assert set(given) == set(Package.named("batch_client").inputs)
         executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]

@@ -17,6 +17,7 @@ from clients.prompts.start import Start
 from clients.steps.check_prompts import check_prompts
 from pipelines.remote.parameters import Package
 from tests.servers.kfp_api import Frame, KfpApi, Seen, Store
+from tests.servers.s3 import ObjectStore
 
 ROOT = Path(__file__).resolve().parents[2]
 URL = ("--url", "http://vllm.ml:8000/v1")
@@ -173,6 +174,28 @@ class TestSubmission:
         uri = body["runtime_config"]["parameters"]["prompts"]
         assert Path(uri.removeprefix("file://")).read_bytes() == (folder / "large.jsonl").read_bytes()
 
+    @pytest.mark.slow
+    def test_a_large_file_is_staged_once_in_an_object_store(self, api: KfpApi, folder: Path) -> None:
+        lines = "".join(json.dumps({"prompt": os.urandom(90).hex()}) + "\n" for _ in range(900))
+        (folder / "large.jsonl").write_text(lines)
+        command = ("--prompts", "large.jsonl", "--host", api.host, *URL, "--no-wait", "--staging")
+        with ObjectStore() as store:
+            bucket = store.make_bucket("staging")
+            keys = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "x", "AWS_ENDPOINT_URL": store.url}
+            for _ in range(2):
+                done = run(folder, *command, f"s3://{bucket}/prompts", **keys)
+                assert done.returncode == 0, done.stderr
+            assert "is there already" in done.stderr
+            ((key,), bodies) = store.keys(bucket), api.sent("POST", RUNS)
+            assert {body["runtime_config"]["parameters"]["prompts"] for body in bodies} == {f"s3://{bucket}/{key}"}
+            assert store.get(bucket, key).decode() == lines
+            store.before = lambda _: "denied"
+            done = run(folder, *command, f"s3://{bucket}/others", **keys)
+            assert done.returncode == 1
+            assert done.stderr.splitlines()[-1].startswith(f"error: cannot list s3://{bucket}/others/")
+            assert "lack the right" in done.stderr
+        assert len(api.sent("POST", RUNS)) == 2
+
     def test_a_bare_forwarded_api_says_how_to_look(self, api: KfpApi, folder: Path) -> None:
         api.pages = False
         done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, "--no-wait")
@@ -248,6 +271,28 @@ class TestFollowing:
         done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
         assert done.stderr.splitlines()[-1] == "error: Run shard: the disk is full"
         assert "failed    Run shard (1 of 121 shards)" in done.stderr
+
+    @pytest.mark.slow
+    def test_a_shard_that_a_later_step_finished_is_not_the_cause(self, api: KfpApi, folder: Path) -> None:
+        evicted = {"event": "step.failed", "step": "run_shard", "error": "interrupted", "exit_code": 143}
+        steps = {
+            **DONE,
+            "run-shard": ["SUCCEEDED", "FAILED"],
+            "finish-shards": "SUCCEEDED",
+            "merge-shards": "SUCCEEDED",
+        }
+        logs = {**LOGS, "run-shard#1": [evicted]}
+        bad = Frame(state="FAILED", steps={**steps, "gate": "FAILED"}, logs={**logs, "gate": [FAILED]})
+        api.store.script = lambda _: [AT_WORK, bad]
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == "error: Gate: 9 of 30 rows went wrong (rejected 9)"
+        good = Frame(state="SUCCEEDED", steps={**steps, "gate": "SUCCEEDED"}, logs=logs)
+        api.store.script = lambda _: [AT_WORK, good]
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
+        assert done.returncode == 0, done.stderr
+        assert "failed    Run shard (1 of 2 shards)" in done.stderr
+        assert "done      Finish shards" in done.stderr
 
     @pytest.mark.slow
     def test_faults_on_the_way_are_survived(self, api: KfpApi, folder: Path) -> None:

@@ -215,6 +215,7 @@ def test_after_sigkill_no_process_is_left_and_the_rerun_finishes(server: OpenAIS
     assert len(twice(server, 40)) <= 8
 
 
+@pytest.mark.slow
 def test_a_shard_whose_process_is_killed_is_finished_by_the_step_after_it(server: OpenAIServer, tmp_path: Path) -> None:
     server.latency_s = 0.4
     slow_prompts(tmp_path)

@@ -1,14 +1,25 @@
 """Runs in a cluster's pods, which share nothing but an object store: what is killed, refused or repeated costs no row."""
 
+import datetime as dt
+import gzip
+import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
 import pytest
 
+from clients.steps import merge_shards
+from tests.servers.answers import digest
+from tests.servers.files import FileServer
 from tests.servers.openai_server import OpenAIServer
 from tests.servers.pods import Cluster, Pod, Run
 from tests.servers.s3 import ObjectStore, SeenCall
@@ -66,8 +77,6 @@ class World:
 
     def committed(self) -> set[str]:
         """Texts of the rows of which an answer is committed."""
-        import io
-
         frames = [
             pd.read_parquet(io.BytesIO(self.store.get(self.bucket, f"v2/artifacts/batch-client/state/{key}")))
             for key in self.state()
@@ -112,7 +121,7 @@ def kill_when(pods: dict[str, Pod], name: str, word: str) -> tuple[Callable[[See
             return None
         killed.set()
         while name not in pods:
-            pass
+            time.sleep(0.01)
         pods[name].kill()
         return "reset"
 
@@ -193,7 +202,7 @@ def kill_at_each_write(world: World, begin: Callable[[str], Pod], step: str) -> 
                 return None
             done.set()
             while not pods:
-                pass
+                time.sleep(0.01)
             pods["pod"].kill()
             return "reset"
 
@@ -336,9 +345,118 @@ def test_a_store_that_is_overloaded_and_cuts_connections_slows_a_run_down(
     world: World, undisturbed: list[list[Any]]
 ) -> None:
     def trouble(call: SeenCall) -> str | None:
-        return {3: "slow", 4: "reset", 7: "internal"}.get(call.number % 9)
+        return {3: "slow", 4: "reset", 7: "internal"}.get(call.number % 9)  # reads, writes and lists alike
 
     prompts = world.prompts(texts())
     world.store.before = trouble
     assert answers(world.run("r", prompts).whole()) == undisturbed
     assert len(world.model.requests) == ROWS
+
+
+def packed(kind: str, rows: int) -> bytes:
+    if kind == "parquet":
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"prompt": texts(rows)}), sink, row_group_size=10)
+        return sink.getvalue().to_pybytes()
+    return gzip.compress(lines(texts(rows))) if kind == "jsonl.gz" else "\n".join(["prompt", *texts(rows)]).encode()
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "csv"])
+def test_any_format_is_read_from_a_store(world: World, kind: str) -> None:
+    world.store.put(world.bucket, f"p.{kind}", packed(kind, ROWS))
+    results = world.run("r", f"minio://{world.bucket}/p.{kind}").whole()
+    frame = pd.read_parquet(results)
+    assert frame["outcome"].tolist() == ["ok"] * ROWS
+    assert all(digest(text(row)) in content for row, content in enumerate(frame["content"]))
+
+
+def test_prompts_and_results_may_lie_in_another_store_and_follow_the_date(world: World) -> None:
+    """`s3://` with keys of its own; a macro that an older Kubeflow left as it was means today."""
+    today = dt.datetime.now(dt.UTC).date()
+    yesterday = today - dt.timedelta(days=1)
+    world.cluster.secrets = {
+        "AWS_ACCESS_KEY_ID": "amazon",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": world.store.url,
+    }
+    world.prompts(texts(6), f"in/{yesterday}/p.jsonl")
+    run = world.run(
+        "run-7",
+        f"s3://{world.bucket}/in/{{yesterday}}/p.jsonl",
+        output=f"s3://{world.bucket}/out/{{date}}/{{run}}",
+        run_date="[[CurrentTime.2006-01-02]]",
+    )
+    run.whole()
+    place = f"out/{today}/run-7"
+    names = {"rejects.parquet", "report.html", "report.md", "results.parquet", "summary.json"}
+    assert {key.removeprefix(f"{place}/") for key in world.store.keys(world.bucket, place)} == names
+    frame = pd.read_parquet(io.BytesIO(world.store.get(world.bucket, f"{place}/results.parquet")))
+    assert len(frame) == 6
+    assert run.merged is not None
+    assert run.merged.metadata("results")["location"] == f"s3://{world.bucket}/{place}/results.parquet"
+    assert run.checked is not None
+    assert run.checked.metadata("checked")["date"] == str(today)
+    clients = {call.client for call in world.store.calls if f"/{place}/" in call.path}
+    assert clients == {"amazon"}
+
+
+def test_large_results_are_a_dataset_that_others_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = f"minio://{world.bucket}/out"
+    run = world.run("r", world.prompts(texts()), output=output, shards=3)
+    run.to_shards()
+    finish = run.finish().wait()
+    monkeypatch.setenv("KLLM_STORE_ACCESS_KEY", "merger")
+    monkeypatch.setenv("KLLM_STORE_SECRET_KEY", "secret")
+    world.store.put(world.bucket, "out/results/part-00007.parquet", b"of an earlier run")
+    world.store.put(world.bucket, "out/results/notes.txt", b"somebody's")
+    scratch = world.cluster.folder / "merged"
+    scratch.mkdir()
+    paths = merge_shards.Paths(*(scratch / name for name in ("results", "rejects", "report", "markdown")))
+    merged = merge_shards.merge_shards(
+        paths=paths,
+        endpoint=world.cluster.endpoint,
+        finished_path=str(finish.artifact("finished")),
+        store_endpoint=world.store.url,
+        one_file_bytes=1,
+    )
+    note = json.loads(paths.results.read_text())
+    assert (note["dataset"], note["files"], note["rows"]) == (f"{output}/results", 3, ROWS)
+    assert merged.facts["location"] == f"{output}/results"
+    keys = world.store.keys(world.bucket, "out/results/")
+    assert keys == ["out/results/notes.txt", *(f"out/results/part-{number:05d}.parquet" for number in range(3))]
+    copied = [call for call in world.store.writes_of("merger") if "/out/results/part-" in call.path]
+    assert [call.method for call in copied] == ["PUT", "PUT", "PUT", "DELETE"]
+    s3 = pyarrow.fs.S3FileSystem(
+        endpoint_override=world.store.url.removeprefix("http://"), scheme="http", access_key="reader", secret_key="s"
+    )
+    found = pyarrow.dataset.dataset(
+        f"{world.bucket}/out/results", filesystem=s3, format="parquet", exclude_invalid_files=True
+    )
+    assert found.to_table(columns=["row"])["row"].to_pylist() == list(range(ROWS))
+    frame = pd.read_parquet([f"{world.bucket}/{key}" for key in keys if key.endswith(".parquet")], filesystem=s3)
+    assert frame["content"].str.len().gt(0).all()
+
+
+def test_prompts_behind_a_signed_web_address_are_read_by_parts_and_never_told_in_full(world: World) -> None:
+    """The signature has to reach the shards; nothing that people look at may hold it."""
+    padding = "x" * 200_000
+    data = lines([f"row {row} {padding}" for row in range(120)])  # 24 MB
+    world.model.output_tokens = (2, 3)
+    with FileServer(files={"/p.jsonl": data}).running() as web:
+        run = world.run("r", f"{web.url}/p.jsonl?sig=s3cr3t", shards=4)
+        run.to_plan()
+        for number in range(4):
+            web.requests.clear()
+            pod = run.shard(number).wait()
+            assert pod.code == 0, pod.log
+            # Twice its own part, to send it and to write it beside the answers, and what buffers on the way hold.
+            assert web.sent() < 2 * len(data) / 4 + (12 << 20) < 2 * len(data)
+            assert all(request.path == "/p.jsonl?sig=s3cr3t" for request in web.requests)
+        results = run.from_finish()
+        assert pd.read_parquet(results)["outcome"].tolist() == ["ok"] * 120
+        assert b"s3cr3t" not in results.read_bytes()
+        assert run.merged is not None
+        for name in ("report", "overview"):
+            assert "s3cr3t" not in run.merged.artifact(name).read_text(encoding="utf-8")
+        assert run.checked is not None
+        assert run.checked.metadata("checked")["prompts"] == f"{web.url}/p.jsonl"

@@ -98,6 +98,7 @@ async def test_every_row_of_a_run_has_its_trace_and_its_id_in_the_results(sink: 
     assert span.json("usage_details")["total"] > 0
 
 
+@pytest.mark.slow
 async def test_a_row_that_came_as_a_stream_tells_when_its_answer_began(sink: OtlpSink, tmp_path: Path) -> None:
     with FakeServer("--no-metrics", "--model", MODEL) as server:
         tracer, _ = await run(server, tmp_path, opened(sink, tmp_path), 300)

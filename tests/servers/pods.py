@@ -152,7 +152,10 @@ class Cluster:
             "inputs": {"parameterValues": inputs, "artifacts": found},
             "outputs": {
                 "parameters": {"Output": {"outputFile": str(folder / "work/output")}},
-                "artifacts": {output: {"artifacts": [_artifact(output, uri) | {"type": made[output]["artifactType"]}]} for output, uri in uris.items()},
+                "artifacts": {
+                    output: {"artifacts": [_artifact(output, uri) | {"type": made[output]["artifactType"]}]}
+                    for output, uri in uris.items()
+                },
                 "outputFile": str(folder / "output.json"),
             },
         }

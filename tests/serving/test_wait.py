@@ -116,8 +116,8 @@ class TestReady:
     ("scenario", "told"),
     [
         ("bad_argument", r"unrecognized arguments"),
-        ("hf_gated", r"Hugging Face|hf_secret|HF_TOKEN"),
-        ("oom_killed", r"memory"),
+        pytest.param("hf_gated", r"Hugging Face|hf_secret|HF_TOKEN", marks=pytest.mark.slow),
+        pytest.param("oom_killed", r"memory", marks=pytest.mark.slow),
         pytest.param("gpu_memory", r"--gpu-memory-utilization|max_model_len|--max-model-len", marks=pytest.mark.slow),
         pytest.param("block_shape", r"expert", marks=pytest.mark.slow),
         pytest.param("no_space", r"space|full", marks=pytest.mark.slow),

@@ -62,7 +62,11 @@ def test_the_server_gets_the_step_that_the_ideal_is_made_of() -> None:
     assert work.ideal_s(longest_first=True) <= work.ideal_s()
 
 
-@pytest.mark.parametrize("client", [OURS, OPENAI_LOOP, OPENAI_POOL, AIOHTTP_POOL], ids=lambda client: client.name)
+@pytest.mark.parametrize(
+    "client",
+    [OURS, AIOHTTP_POOL, *(pytest.param(each, marks=pytest.mark.slow) for each in (OPENAI_LOOP, OPENAI_POOL))],
+    ids=lambda client: client.name,
+)
 def test_every_client_answers_what_can_be_answered(client: Client, tmp_path: Path) -> None:
     with FakeServer("--instant", "--seed", "3", "--faults", "http_500:0.1,http_429:0.02") as server:
         done = Bench(tmp_path).run(client, 100, server, timeout_s=30)

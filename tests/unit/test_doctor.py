@@ -92,6 +92,7 @@ def test_what_the_account_may_not_see_is_unknown_and_stops_nothing(fake: FakeClu
     assert len(checks) > 10
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_one_failed_line(tmp_path: Path) -> None:
     with KubernetesServer() as server:
         kubeconfig = server.kubeconfig(tmp_path / "config")

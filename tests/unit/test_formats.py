@@ -450,7 +450,10 @@ print(found.rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) 
 """
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl.gz", "packed", "rows.csv", "rows.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    ["rows.jsonl.gz", *(pytest.param(each, marks=pytest.mark.slow) for each in ("packed", "rows.csv", "rows.parquet"))],
+)
 def test_a_large_file_is_read_in_flat_memory(tmp_path: Path, name: str) -> None:
     """200 MB of text, in Parquet as one row group."""
     text = os.urandom(5000).hex()
