@@ -55,7 +55,10 @@ setup(
             "aiohttp>=3.12,<4",
             "coverage>=7.10",
             "duckdb>=1.3",
+            "flask>=3,<4",  # with flask-cors what moto's server runs on, without the rest of its extra "server"
+            "flask-cors>=5",
             "hypothesis>=6.130",
+            "moto[s3]>=5.2,<6",
             "mypy>=1.16",
             "pytest>=8.4",
             "pytest-asyncio>=1",

@@ -52,7 +52,7 @@ def run_pipeline(text: str, arguments: dict[str, Any], root: str) -> bool:
 
 
 def runnable_here(text: str) -> str:
-    """The pipeline without what only pods need: pip installs, retries, and the second document with platform settings."""
+    """The pipeline without what only pods need: pip installs, retries, the second document with platform settings."""
     import yaml
 
     spec = next(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

@@ -113,10 +113,11 @@ def _create(words: list[str]) -> None:
 
 def _put(connection: "Connection", given: "Given", package: "Package", name: str, cron: Cron) -> None:
     from pipelines.remote.recurring import Wanted, put
+    from pipelines.remote.submit import linked
     from pipelines.remote.uploads import uploaded
 
     options = given.options
-    arguments = _arguments(given, package, upload=True)
+    arguments = linked(_arguments(given, package, upload=True), connection)
     wanted = Wanted(
         name=name,
         cron=cron,

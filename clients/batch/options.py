@@ -27,6 +27,7 @@ class RunOptions:
         lengths_from: Folder of an earlier run's ledger, or its results.parquet: what took long there goes first.
         fresh: Answer every row anew; only where the state is Kubeflow's own, see `clients.storage.generations`.
         reuse: Take the answers of rows that have not changed from the newest finished run; likewise.
+        resumes: Id of the run that this one goes on with, finished or not; "" for none; likewise.
         max_regression: How much worse a run may be than the one before it, by names of
             `clients.results.comparison.MEASURES`: of a share of the rows the difference, else part of what was.
         trace_content: What of prompts and answers Langfuse gets: `full`, their SHA-256 (`hash`), or `none`.
@@ -52,6 +53,7 @@ class RunOptions:
     lengths_from: str = ""
     fresh: bool = False
     reuse: bool = False
+    resumes: str = ""
     max_regression: tuple[tuple[str, float], ...] = ()
     trace_content: Content = "full"
     trace_sample_rate: float | None = None

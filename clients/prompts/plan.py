@@ -40,6 +40,7 @@ class Shard:
         may_repeat: Whether a row may ask the same as an earlier one.
         options: What `clients.batch.options.RunOptions` reads.
         run: Id of the run; "" outside a pipeline.
+        pipeline: Name of the pipeline, as far as it is known.
         job: Names all that makes up the answers: two runs with the same job may use one another's parts.
         reuse: Address of a finished generation whose answers are taken over; "" for none.
     """
@@ -59,6 +60,7 @@ class Shard:
     may_repeat: bool = True
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     run: str = ""
+    pipeline: str = ""
     job: str = ""
     reuse: str = ""
 

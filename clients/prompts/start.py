@@ -19,6 +19,7 @@ class Start:
     Attributes:
         run: Id of the run; "" outside a pipeline.
         date: The run's date in UTC, as in 2026-11-25.
+        pipeline: Name of the pipeline, as far as it is known.
         prompts: Path, URI or text of the input, macros expanded.
         output: Folder or URI for the results, macros expanded; "" for none.
         state: Folder or URI of what has to outlive a pod; "" when there is no such place.
@@ -30,6 +31,7 @@ class Start:
 
     run: str = ""
     date: str = ""
+    pipeline: str = ""
     prompts: str = ""
     output: str = ""
     state: str = ""

@@ -17,7 +17,7 @@ from clients.prompts.start import Start, date_of, expanded
 from clients.steps.boundary import step, whole_numbers
 from clients.steps.stores import reach_stores
 from clients.storage import refusals, shown
-from clients.storage.generations import Generations, job_of, states_of
+from clients.storage.generations import Generations, job_of, pipeline_of, states_of
 from clients.storage.inputs import at_hand
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def check_prompts(
         start = Start(
             run=run,
             date=str(date),
+            pipeline=pipeline_of(states_of(artifact, run)),
             prompts=expanded(prompts, date=date, run=run),
             output=expanded(output, date=date, run=run),
             state=state,
@@ -99,7 +100,7 @@ def _with_state(start: Start, artifact: str, content: str, chosen: RunOptions) -
         return start
     try:
         generations = Generations(states)
-        place = generations.begin(content, run=start.run, fresh=chosen.fresh, now=time.time())
+        place = generations.begin(content, run=start.run, fresh=chosen.fresh, now=time.time(), resumes=chosen.resumes)
         reuse = generations.finished(content, start.job) if chosen.reuse and not chosen.fresh else ""
     except StorageError as error:
         emit(logger, "state.none", reason=str(error))

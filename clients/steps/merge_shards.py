@@ -191,6 +191,7 @@ def _facts(part: Source, summary: Summary, location: str, output: str) -> tuple[
 def _brief(summary: Summary) -> dict[str, Any]:
     """What the next step needs: a parameter is one argument of a process, so it stays small."""
     found: dict[str, Any] = {name: summary[name] for name in ("rows", "outcomes", "error_codes", "stopped_early")}
+    found |= {f"traces_{state}": count for state, count in (summary["traces"] or {}).items()}
     if comparison := summary["comparison"]:
         found["comparison"] = {"regressions": comparison["regressions"]}
     return found

@@ -113,7 +113,7 @@ def _origin(shard: Shard, run: str, run_url: str) -> "Origin":
     return Origin(
         run=run,
         shard=shard.shard,
-        pipeline="batch" if shard.run else "clients.batch",
+        pipeline=shard.pipeline or ("batch" if shard.run else "clients.batch"),
         model=shard.defaults.model,
         kfp_run_id=shard.run,
         kfp_run_url=run_url.replace("{run}", shard.run) if shard.run else "",

@@ -1,6 +1,5 @@
 """Cut the checked input into shards."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -22,6 +21,9 @@ from clients.steps.stores import reach_stores
 from clients.storage import refusals
 
 logger = logging.getLogger(__name__)
+
+#: Options that decide which answers stand in a part.
+_OF_ANSWERS = ("retry", "resample", "reasoning_max_tokens", "thinking_token_budget", "raw_response", "join_duplicates")
 
 
 def plan_shards(
@@ -84,6 +86,7 @@ def plan_shards(
                 may_repeat=checked.may_repeat,
                 options=chosen.of_part(rows, checked.rows).to_json(),
                 run=start.run,
+                pipeline=start.pipeline,
                 job=_job(plan, defaults, checked.carried, chosen),
                 reuse=start.reuse,
             )
@@ -103,17 +106,7 @@ def _name(starts: list[int], fingerprint: str) -> str:
 
 
 def _job(plan: str, defaults: JobDefaults, carried: Mapping[str, str], chosen: RunOptions) -> str:
-    """Names what a finished part depends on: not when the run has to end, or how it was made fast."""
-    plain = RunOptions()
-    options = dataclasses.replace(
-        chosen,
-        lengths_from="",
-        reuse=False,
-        fresh=False,
-        max_error_rate=plain.max_error_rate,
-        max_regression=(),
-        max_output_tokens=None,
-        deadline=None,
-    ).to_json()
+    """Names what a finished part depends on: not when the run has to end, who watches it, or how it was made fast."""
+    options = {name: value for name, value in chosen.to_json().items() if name in _OF_ANSWERS}
     told = orjson.dumps([plan, defaults, carried, options], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(told).hexdigest()[:12]

@@ -47,6 +47,11 @@ def states_of(artifact: str, run: str) -> str:
     return f"{scheme}://{root}/state" if run and found else ""
 
 
+def pipeline_of(states: str) -> str:
+    """The name of the pipeline whose states lie there, as Kubeflow has it in its paths; "" for nowhere."""
+    return states.removesuffix("/state").rpartition("/")[2] if "://" in states else ""
+
+
 def job_of(prompts: str) -> str:
     """A name for a job, from its prompts as they were written."""
     return hashlib.sha256(prompts.encode()).hexdigest()[:16]
@@ -65,7 +70,7 @@ class Generations:
     def __init__(self, states: str) -> None:
         self._states = Folder(states)
 
-    def begin(self, content: str, *, run: str, fresh: bool, now: float) -> str:
+    def begin(self, content: str, *, run: str, fresh: bool, now: float, resumes: str = "") -> str:
         """The generation a run works in: the unfinished one of the same prompts, or a new one.
 
         Args:
@@ -73,6 +78,7 @@ class Generations:
             run: Id of the run. What it has begun or finished itself it goes on with.
             fresh: Begin a new one in any case.
             now: Unix time.
+            resumes: Id of an earlier run whose generation this is to be, finished or not; "" for none.
 
         Returns:
             Its address.
@@ -81,7 +87,7 @@ class Generations:
         number = max(numbers, default=0)
         begun, finished = ("", "") if not number else (self._begun(content, number), self._finished(content, number))
         # Without its first file it is what a killed process left of one that it was removing.
-        if not begun or (run not in (begun, finished) and (fresh or finished)):
+        if not begun or ({run, resumes or run}.isdisjoint((begun, finished)) and (fresh or finished)):
             number, begun, finished = number + 1, "", ""
         note = orjson.dumps({"run": run, "at": now})
         if not finished:

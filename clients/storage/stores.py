@@ -10,8 +10,8 @@ from clients.storage.addresses import shown
 #: Where Kubeflow Pipelines keeps its artifacts unless it was set up otherwise.
 MINIO_ENDPOINT = "http://minio-service.kubeflow:9000"
 
-#: Tries of one request: Arrow waits longer from one to the next, a good half minute in all. It tries again after
-#: 503 SlowDown, other 5xx, resets and when nobody answers, not after a refusal.
+#: Tries of one request: Arrow waits longer from one to the next, up to a minute in all. It tries again after 503
+#: SlowDown, other 5xx, resets and when nobody answers, not after a refusal.
 _TRIES = 8
 
 #: Seconds of one try without a connection, and without a byte. With every try in vain a store that takes connections

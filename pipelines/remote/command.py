@@ -31,7 +31,7 @@ from pipelines.remote.follow import Ending, Follower, give_up_hint, is_lost
 from pipelines.remote.parameters import Package
 from pipelines.remote.resume import resumed
 from pipelines.remote.staging import described, staged
-from pipelines.remote.submit import create_run, get_run, package_of, run_body, stamp
+from pipelines.remote.submit import create_run, get_run, linked, package_of, run_body, stamp
 
 _EXAMPLES = """examples:
   kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80
@@ -140,7 +140,7 @@ def _submit(connection: Connection, given: Given, plan: _Plan) -> str:
     body = run_body(
         experiment=str(same_experiment or connection.experiment(options.experiment)),
         name=name,
-        arguments=plan.arguments,
+        arguments=linked(plan.arguments, connection),
         package=package,
         service_account=options.service_account or str(earlier.get("service_account") or ""),
         pipeline_root=options.pipeline_root or str((earlier.get("runtime_config") or {}).get("pipeline_root") or ""),

@@ -17,8 +17,8 @@ _WITH_RUN = ("prompts", "output")
 def resumed(run: Mapping[str, Any], package: Package, *, say: Callable[[str], None]) -> dict[str, Any]:
     """An earlier run's arguments, as they have to be for the next one to go on with its work.
 
-    The date stays the earlier run's and {run} its id. A choice to answer everything anew was for that run alone. After
-    a run that succeeded the pipeline would begin a new state; then the answers are taken from the finished one.
+    The date stays the earlier run's and {run} its id. A choice to answer everything anew was for that run alone. Its
+    state is gone on with even when it is finished, as that of a run is which only got worse than the one before.
 
     Args:
         run: The earlier run, as the server gives it.
@@ -38,10 +38,7 @@ def resumed(run: Mapping[str, Any], package: Package, *, say: Callable[[str], No
     if date := _date(run, str(found.get("run_date") or "")):
         found["run_date"] = date
     options = {key: value for key, value in (found.get("options") or {}).items() if key != "fresh"}
-    if run.get("state") == "SUCCEEDED" and not found.get("state"):
-        options["reuse"] = True
-    if options or "options" in found:
-        found["options"] = options
+    found["options"] = {**options, "resumes": name}
     return found
 
 

@@ -43,6 +43,18 @@ def create_run(connection: Connection, body: Mapping[str, Any]) -> str:
     raise AssertionError("the last attempt returns or raises")
 
 
+def linked(arguments: Mapping[str, Any], connection: Connection) -> dict[str, Any]:
+    """A pipeline's arguments with the address of the run's page, to which its traces link, where there are pages.
+
+    Args:
+        arguments: The pipeline's.
+        connection: The server.
+    """
+    if not connection.has_pages():
+        return dict(arguments)
+    return {**arguments, "options": {"run_url": connection.run_url("{run}"), **(arguments.get("options") or {})}}
+
+
 def run_body(
     *,
     experiment: str,

@@ -135,7 +135,7 @@ class TestCompiledFile:
     def test_images_have_a_full_version_and_packages_an_exact_one(self, path: Path) -> None:
         assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", IMAGE)
         assert spec(path)["root"]["inputDefinitions"]["parameters"]["step_image"]["defaultValue"] == IMAGE
-        for name, container in executors(path).items():
+        for container in executors(path).values():
             install = container["command"][2]
             for requirement in re.findall(r"'([a-z-]+[=<>~!][^']*)'", install):
                 assert "==" in requirement or requirement.startswith("typing-extensions"), requirement
@@ -147,7 +147,7 @@ class TestCompiledFile:
         assert not re.search(r"ttlSeconds|activeDeadlineSeconds|activeDeadline", text)
 
     def test_loop_bodies_take_no_parameter_of_an_upstream_task(self, path: Path) -> None:
-        """In local runs such a parameter is silently replaced by the loop item; those of the pipeline itself are not."""
+        """In local runs such a parameter is silently replaced by the loop item; those of the pipeline are not."""
         own = {
             f"pipelinechannel--{name}"
             for name in spec(path)["components"]["comp-run-shards"]["inputDefinitions"]["parameters"]

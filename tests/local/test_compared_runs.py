@@ -82,6 +82,7 @@ def test_each_run_is_put_beside_the_last_one_that_passed(tmp_path: Path, server:
     assert len(pd.read_parquet(tmp_path / "out/state")) >= 30  # what is kept for comparing does not disturb readers
 
 
+@pytest.mark.slow
 def test_the_pipeline_compares_its_runs_too_and_fails_at_the_gate(tmp_path: Path, server: OpenAIServer) -> None:
     limit = ("--url", server.url, "--shards", "2", "--max-regression", "rows=0.5")
     write(tmp_path, good=20)

@@ -95,6 +95,7 @@ class TestReplicas:
         assert tally["busy_share"] > 0.65  # a tail is part of it
         assert tally["peak_in_flight"] <= 2.3 * 64
 
+    @pytest.mark.slow
     def test_several_addresses_are_given_as_several_urls(self, tmp_path: Path) -> None:
         write_prompts(tmp_path, 600)
         with FakeServer(*QUICK, "--addresses", "3", "--slots", "16") as server:

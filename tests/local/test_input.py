@@ -200,6 +200,7 @@ class TestBatchOutput:
         assert words in error_lines(done)[0]
         assert server.requests == []
 
+    @pytest.mark.slow
     def test_the_pipeline_writes_them_too(self, server: OpenAIServer, tmp_path: Path) -> None:
         arguments = ("-i", REVIEWS, "-o", "out.jsonl", "--template", TEMPLATE, "--url", server.url, "--shards", "2")
         done = run(tmp_path, *arguments, module="pipelines.run")

@@ -168,7 +168,7 @@ def test_after_a_kill_the_next_run_counts_everything(server: OpenAIServer, sink:
 
 
 @pytest.mark.parametrize(
-    "trouble", ["down", "413", "reset", *map(slow, ("hang", "slow:30", "401", "429:60", "500", "503"))]
+    "trouble", ["down", *map(slow, ("hang", "slow:30", "401", "413", "429:60", "500", "503", "reset"))]
 )
 def test_langfuse_in_trouble_delays_the_end_by_the_deadline_at_most_and_every_trace_is_accounted_for(
     server: OpenAIServer, sink: OtlpSink, tmp_path: Path, trouble: str

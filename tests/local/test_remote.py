@@ -45,6 +45,14 @@ GOOD = [AT_WORK, Frame(state="SUCCEEDED", steps={**ENDED, "gate": "SUCCEEDED"}, 
 BAD = [AT_WORK, Frame(state="FAILED", steps={**ENDED, "gate": "FAILED"}, logs={**LOGS, "gate": [FAILED]})]
 
 
+def parameters_of(body: dict[str, Any], api: KfpApi) -> dict[str, Any]:
+    """What a run was sent with; the address of its page is taken out of the options, where every run has it."""
+    found = dict(body["runtime_config"]["parameters"])
+    options = dict(found.pop("options"))
+    assert options.pop("run_url") == f"{api.host}/#/runs/details/{{run}}"
+    return {**found, "options": options} if options else found
+
+
 def environment() -> dict[str, str]:
     dropped = ("OPENAI_", "COV_", "KF_PIPELINES", "KFP_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
@@ -96,7 +104,7 @@ class TestSubmission:
         done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, "--max-tokens", "64", "--shards", "2")
         assert done.returncode == 0, done.stderr
         (body,) = api.sent("POST", RUNS)
-        arguments = body["runtime_config"]["parameters"]
+        arguments = parameters_of(body, api)
         assert arguments.pop("prompts").startswith("inline:jsonl:")
         assert arguments == {
             "endpoint_url": "http://vllm.ml:8000/v1",
@@ -124,10 +132,8 @@ class TestSubmission:
         assert done.returncode == 0, done.stderr
         (body,) = api.sent("POST", RUNS)
         parameters = {"prompts": "s3://b/p.jsonl", "profile": "throughput", "replicas": 4}
-        assert body["runtime_config"] == {
-            "parameters": {**parameters, "node_selector": {"zone": "a"}},
-            "pipeline_root": "s3://b/root",
-        }
+        assert parameters_of(body, api) == {**parameters, "node_selector": {"zone": "a"}}
+        assert body["runtime_config"]["pipeline_root"] == "s3://b/root"
         assert (body["display_name"], body["service_account"]) == ("mine", "runner")
         assert body["pipeline_spec"] == Package.named("batch_inference").spec
         assert [each["display_name"] for each in api.store.experiments.values()] == ["nightly"]
@@ -152,7 +158,7 @@ class TestSubmission:
         assert done.returncode == 0, done.stderr
         (body,) = api.sent("POST", RUNS)
         plain = {"prompts": "s3://b/p.jsonl", "endpoint_url": "http://vllm.ml:8000/v1"}
-        assert body["runtime_config"]["parameters"] == plain | parameters
+        assert parameters_of(body, api) == plain | parameters
 
     def test_a_dry_run_sends_nothing(self, folder: Path) -> None:
         done = run(folder, "--prompts", "p.jsonl", "--host", "http://nowhere.invalid", *URL, "--dry-run")
@@ -368,9 +374,10 @@ class TestResume:
         done = run(folder, "--host", api.host, *again)
         assert done.returncode == 0, done.stderr
         one, two = api.sent("POST", RUNS)
-        before, after = (body["runtime_config"]["parameters"] for body in (one, two))
+        before, after = (parameters_of(body, api) for body in (one, two))
         created = api.store.runs[earlier].body["created_at"]
         changed = {"request_defaults": {"max_tokens": 128, "top_k": 20}, "shards": 2, "run_date": created[:10]}
+        changed["options"] = {"retry": ["truncated"], "resumes": earlier}
         assert after == before | changed
         assert isinstance(after["options"]["retry"], list)
         assert two["experiment_id"] == one["experiment_id"]
@@ -407,15 +414,10 @@ class TestResume:
         second = first_step(folder, later, two)
         assert (first.state, first.date, first.output) == (second.state, second.date, second.output)
         assert second.output.startswith(f"s3://b/{day}/{earlier}/")
-        assert (one["options"], two["options"]) == ({"fresh": True}, {})
+        page = f"{api.host}/#/runs/details/{{run}}"
+        assert one["options"] == {"fresh": True, "run_url": page}
+        assert two["options"] == {"resumes": earlier, "run_url": page}
         assert first_step(folder, "another", {**one, "run_date": day}).state != first.state  # --fresh, had it stayed
-
-    def test_after_a_run_that_succeeded_its_answers_are_taken_over(self, api: KfpApi, folder: Path) -> None:
-        api.store.script = lambda _: [Frame(state="SUCCEEDED")]
-        assert run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL).returncode == 0
-        (earlier,) = api.store.runs
-        assert run(folder, "--host", api.host, "--resume", earlier, "--no-wait").returncode == 0
-        assert api.sent("POST", RUNS)[1]["runtime_config"]["parameters"]["options"] == {"reuse": True}
 
 
 def first_step(folder: Path, run_id: str, arguments: dict[str, Any]) -> Start:

@@ -262,6 +262,7 @@ def test_edited_rows_are_sent_again_and_fresh_sends_all(server: OpenAIServer, tm
     assert [path.name for path in sorted((tmp_path / "out/state").glob("0*"))] == ["0002"]
 
 
+@pytest.mark.slow
 def test_too_many_bad_rows_fail_the_run_after_its_files_stand(server: OpenAIServer, tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", [{"prompt": "good"}, {"prompt": "[[fault:400]] bad"}])
     done = run(tmp_path, "--prompts", "prompts.jsonl", "--url", server.url, "--output", "out")

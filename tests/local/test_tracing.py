@@ -136,6 +136,7 @@ async def test_failed_rows_are_traced_with_their_errors(sink: OtlpSink, tmp_path
 
 
 @pytest.mark.parametrize("trouble", ["down", "hang", "401", "slow:5"])
+@pytest.mark.slow
 async def test_langfuse_in_trouble_slows_no_row(sink: OtlpSink, tmp_path: Path, trouble: str) -> None:
     async with OpenAIServer() as server:
         began = time.monotonic()
@@ -207,6 +208,7 @@ def test_after_a_kill_the_next_run_sends_the_traces_that_are_owed_and_doubles_no
     assert 3000 - before <= exported < 3000
 
 
+@pytest.mark.slow
 def test_sigterm_flushes_what_was_committed_within_the_deadline(sink: OtlpSink, tmp_path: Path) -> None:
     with OpenAIServer(token_delay_s=0.002).in_thread() as server, child(server, sink, tmp_path, 100_000) as process:
         sink.wait_for(lambda: len(sink.spans) > 200)

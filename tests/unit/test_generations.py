@@ -46,6 +46,14 @@ def age(states: Generations, name: str, days: float) -> None:
     os.utime(path, (moment, moment))
 
 
+def test_a_run_that_resumes_another_goes_on_in_its_generation_finished_or_not(states: Generations) -> None:
+    first = begin(states, "a")
+    finish(states, first, "b")
+    for earlier in ("a", "b"):
+        assert states.begin(X, run="c", fresh=False, now=time.time(), resumes=earlier) == first
+    assert number(states.begin(X, run="c", fresh=False, now=time.time(), resumes="z")) == "0002"
+
+
 def test_an_unfinished_generation_is_gone_on_with_and_after_a_finished_one_comes_the_next(states: Generations) -> None:
     first = begin(states, "a")
     assert begin(states, "b") == first

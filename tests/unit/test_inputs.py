@@ -19,7 +19,7 @@ ROWS = b'{"prompt": "one"}\n{"prompt": "two"}\n'
 
 
 def inline(data: bytes, kind: str = "jsonl") -> str:
-    return f"inline:{kind}:{base64.b64encode(gzip.compress(data)).decode()}"
+    return f"inline:{kind}:{base64.b64encode(gzip.compress(data, mtime=0)).decode()}"
 
 
 def complaint(prompts: str) -> str:

@@ -59,16 +59,15 @@ def test_the_id_stays_the_first_runs_through_every_resumption() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "given", "options"),
+    ("given", "options"),
     [
-        ("FAILED", {}, None),
-        ("FAILED", {"options": {"fresh": True, "retry": ["failed"]}}, {"retry": ["failed"]}),
-        ("SUCCEEDED", {"options": {"fresh": True}}, {"reuse": True}),
-        ("SUCCEEDED", {"state": "s3://b/state"}, None),
+        ({}, {"resumes": "one"}),
+        ({"options": {"fresh": True, "retry": ["failed"]}}, {"retry": ["failed"], "resumes": "one"}),
+        ({"options": {"resumes": "older"}}, {"resumes": "one"}),
     ],
 )
-def test_what_is_finished_is_kept(state: str, given: dict[str, Any], options: dict[str, Any] | None) -> None:
-    assert again(earlier(given, state=state)).get("options") == options
+def test_the_run_is_named_whose_answers_are_kept(given: dict[str, Any], options: dict[str, Any]) -> None:
+    assert again(earlier(given))["options"] == options
 
 
 def test_whole_numbers_are_whole_again_and_unknown_names_are_said() -> None:

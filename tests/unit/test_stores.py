@@ -157,9 +157,10 @@ def test_a_refusal_is_final_and_told_with_the_mend(store: ObjectStore, folder: F
         store.calls.clear()
         assert mend in complaint(act)
         assert len(store.calls) == 1
-    for act in (lambda: folder.read("x"), lambda: folder.open("x"), lambda: folder.remove("x"), folder.remove_all):
+    heads: list[Callable[[], Any]] = [lambda: folder.read("x"), lambda: folder.open("x"), folder.remove_all]
+    for look in heads:
         store.calls.clear()
-        said = complaint(act)  # of a HEAD request a store cannot say why
+        said = complaint(look)  # of a HEAD request a store cannot say why
         assert "See in the Secret that the credentials are right, have not expired, and may list, read" in said
         assert len(store.calls) == 1
 

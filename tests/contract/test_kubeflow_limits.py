@@ -1,0 +1,186 @@
+"""What Kubeflow and what is beneath it can hold, at 512 shards with a long system prompt, and on its older versions.
+
+The figures are from what Kubeflow Pipelines, Argo Workflows and Linux write into their sources.
+"""
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clients.prompts.check import check_prompts
+from clients.prompts.plan import shard_of, unpack
+from clients.prompts.rows import JobDefaults
+from clients.prompts.start import Start
+from clients.steps.plan_shards import plan_shards
+from pipelines.remote.staging import MAX_INLINE
+from tests.contract.test_compiled import FILES, spec, tasks
+
+SHARDS, ROWS = 512, 2_000
+
+SYSTEM_PROMPT = "You are careful and answer in one word. " * 256  # 10 kB
+
+#: All parameters of a run, and the inputs of each task, are one value in several places of Kubeflow's.
+PARAMETERS_BUDGET = 100_000
+
+#: Linux takes 128 KiB in one argument; a backend adds to what it hands on.
+ARGUMENT_BUDGET = 64_000
+
+#: Beyond it Argo's controller ends the run: the whole Workflow, the nodes compressed (`DefaultMaxWorkflowSize`).
+WORKFLOW_LIMIT = 1 << 20
+
+#: As long as folders of states get: a store for each namespace, and long names.
+LONG_STATE = (
+    "minio://mlpipeline/private-artifacts/kubeflow-user-example-com/v2/artifacts/"
+    "batch-inference/state/0123456789abcdef/0001"
+)
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], bytes]:
+    """The strings and the artifact of a real plan of 512 shards; its state is as far away as one in a cluster."""
+    folder = tmp_path_factory.mktemp("plan")
+    root = tmp_path_factory.getbasetemp()
+    state = f"{root}/{'s' * (len(LONG_STATE) - len(str(root)) - 1)}"
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"row {row}"}) + "\n" for row in range(ROWS)), encoding="utf-8")
+    checked = check_prompts(str(prompts), JobDefaults(system_prompt=SYSTEM_PROMPT))
+    start = Start(run="0" * 36, prompts=str(prompts), state=state, kept=True, job="0" * 16)
+    (folder / "checked").write_bytes(start.to_json() + b"\n" + checked.to_json())
+    specs = plan_shards(
+        checked_path=str(folder / "checked"),
+        endpoint=json.dumps({"base_url": "http://batch-inference-0123456789ab.ml.svc/v1", "model": "m"}),
+        system_prompt=SYSTEM_PROMPT,
+        request_defaults={"max_tokens": 1024},
+        template="",
+        shards=SHARDS,
+        concurrency=4096,
+        server_wait_s=600,
+        options={"max_error_rate": 0.2},
+        plan_path=str(folder / "plan"),
+    )
+    return specs, (folder / "plan").read_bytes()
+
+
+def test_the_strings_of_512_shards_are_one_small_parameter(planned: tuple[list[str], bytes]) -> None:
+    specs, _ = planned
+    assert len(specs) == SHARDS
+    assert len(json.dumps(specs)) <= PARAMETERS_BUDGET
+    assert max(map(len, specs)) <= 1000
+
+
+def test_each_string_leads_to_its_shard_and_the_artifact_to_all(planned: tuple[list[str], bytes]) -> None:
+    specs, plan = planned
+    shards = unpack(plan.partition(b"\n")[2])
+    assert [shard_of(specs[number]) for number in (0, 255, 511)] == [shards[number] for number in (0, 255, 511)]
+    assert sum(shard.rows for shard in shards) == ROWS
+    assert {shard.concurrency for shard in shards} == {8}
+    assert all(shard.defaults.system_prompt == SYSTEM_PROMPT for shard in shards)
+
+
+def test_the_artifact_holds_a_long_prompt_once(planned: tuple[list[str], bytes]) -> None:
+    assert len(planned[1]) <= 150_000
+
+
+def test_what_a_shard_s_pod_is_told_is_one_small_argument(planned: tuple[list[str], bytes]) -> None:
+    specs, _ = planned
+    told = {"inputs": {"parameterValues": {"spec": specs[-1], "store_endpoint": "x" * 100}}, "outputs": {}}
+    assert len(json.dumps(told)) <= ARGUMENT_BUDGET
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_run_s_parameters_hold_inline_prompts_and_a_long_system_prompt(path: Path) -> None:
+    defaults = {
+        name: one.get("defaultValue", "") for name, one in spec(path)["root"]["inputDefinitions"]["parameters"].items()
+    }
+    given = {"prompts": "x" * MAX_INLINE, "system_prompt": SYSTEM_PROMPT, "template": "x" * 10_000}
+    assert len(json.dumps({**defaults, **given})) <= PARAMETERS_BUDGET
+
+
+def argo_nodes(path: Path, shards: int) -> Iterator[str]:
+    """What Argo keeps of each task in the Workflow's status, as far as it is large.
+
+    The driver's node has the container as an input and the pod's patch, which holds it again, as an output; the
+    executor's and its pod's have the patch as an input (`node.Inputs` in Argo, `container.go` in Kubeflow's compiler).
+    """
+    found = spec(path)
+    for task in tasks(found):
+        component = found["components"][task["componentRef"]["name"]]
+        if "executorLabel" not in component:
+            continue
+        container = json.dumps(found["deploymentSpec"]["executors"][component["executorLabel"]]["container"])
+        for number in range(shards if component["executorLabel"] == "exec-run-shard" else 1):
+            noted = json.dumps({"task": task, "component": component, "number": number})
+            yield json.dumps([noted, container, container])
+            yield json.dumps([noted, container])
+            yield json.dumps([noted, container])
+
+
+def workflow_bytes(path: Path, shards: int) -> int:
+    """Bytes of a Workflow at its end: what was submitted, and its nodes, compressed as Argo does."""
+    packed = gzip.compress("".join(argo_nodes(path, shards)).encode(), 6)
+    submitted = sum(len(json.dumps(document)) for document in yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    return submitted + len(base64.b64encode(packed))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="each node holds its step's code several times; see docs/decisions/0007, consequences"
+)
+@pytest.mark.parametrize("shards", [4, pytest.param(SHARDS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_workflow_stays_below_what_argo_takes(path: Path, shards: int) -> None:
+    assert workflow_bytes(path, shards) <= WORKFLOW_LIMIT
+
+
+def unknown(node: Any, known: set[str], free: tuple[str, ...]) -> set[str]:
+    """Field names that are not among those known; what stands below the names in `free` has names of people's own."""
+    if isinstance(node, list):
+        return {name for one in node for name in unknown(one, known, free)}
+    if not isinstance(node, dict):
+        return set()
+    found: set[str] = set()
+    for name, value in node.items():
+        if name not in known:
+            found.add(name)
+        if name in free and isinstance(value, dict):
+            found |= {inner for one in value.values() for inner in unknown(one, known, free)}
+        elif name not in ("defaultValue", "constant"):
+            found |= unknown(value, known, free)
+    return found
+
+
+#: Below these fields stand names of steps, parameters and artifacts.
+_MAPS = ("components", "executors", "tasks", "parameters", "artifacts", "platforms", "outputParameters")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_field_of_the_pipeline_is_known_to_the_api_server_of_2_14(path: Path) -> None:
+    known = set(json.loads((DATA / "pipeline_fields_2_14.json").read_text(encoding="utf-8"))["pipeline"])
+    assert unknown(spec(path), known, _MAPS) == set()
+    assert unknown({"pipelineInfo": {"newField": 1}}, known, _MAPS) == {"newField"}
+
+
+def platform(path: Path) -> dict[str, Any]:
+    _, second = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = second["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return found
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the driver of 2.14 refuses secretAsEnv.optional (kubeflow/pipelines #12495); 2.15 takes it"
+)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_field_for_kubernetes_is_known_to_the_driver_of_2_14(path: Path) -> None:
+    known = json.loads((DATA / "pipeline_fields_2_14.json").read_text(encoding="utf-8"))["kubernetes"]
+    for step, config in platform(path).items():
+        assert config.keys() <= known.keys(), step
+        for field, inner in config.items():
+            for one in inner if isinstance(inner, list) else [inner]:
+                assert one.keys() <= set(known[field]), (step, field)
