@@ -11,8 +11,8 @@ GOAL := $(or $(firstword $(MAKECMDGOALS)),run)
 
 PYTEST := $(BIN)/python -m pytest --dist loadfile
 
-# Twice as many processes as cores: most tests wait, for sockets and processes of their own.
-WORKERS = $(shell $(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))')
+# A process more than cores: most tests wait, for sockets and processes of their own.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))')
 
 # What is done about a failed install; pip's own line, which says what went wrong, stands above it.
 PIP_FAILED = { echo "error: the packages could not be installed into $(VENV), for the reason above. Behind a proxy set \
@@ -29,7 +29,7 @@ run: $(VENV)/.ready  ## run the batch on PROMPTS (default: examples/prompts.json
 	@$(BIN)/python -m pipelines.run --prompts "$(PROMPTS)" $(ARGS)
 
 test: $(VENV)/.ready-dev  ## run the tests but the slow ones; ARGS="tests/unit -k cron" chooses among them
-	@$(PYTEST) --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+	@$(PYTEST) --numprocesses $(WORKERS) --hypothesis-profile quick -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.ready-dev  ## run every test, and tell what they cover
 	@$(PYTEST) --numprocesses auto --cov --cov-report=term:skip-covered $(ARGS)

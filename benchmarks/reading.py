@@ -17,7 +17,7 @@ def answers_in(path: Path) -> Iterator[tuple[int, str | None]]:
                 answer = orjson.loads(line)
                 yield answer["row"], answer.get("content")
     elif not path.is_dir() or any(path.rglob("[!.]*.parquet")):  # else nothing is committed yet
-        import pandas as pd  # type: ignore[import-untyped]
+        import pandas as pd
 
         frame = pd.read_parquet(path, columns=["row", "content"])
         for row, text in zip(frame["row"], frame["content"], strict=True):

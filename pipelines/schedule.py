@@ -296,7 +296,7 @@ def _print_table(rows: Iterable[tuple[str, ...]]) -> None:
 
 
 def _parser(command: str, what: str, examples: str) -> argparse.ArgumentParser:
-    from pipelines.remote.arguments import WideHelp
+    from clients.wide_help import WideHelp
 
     return argparse.ArgumentParser(
         prog=f"python -m pipelines.schedule {command}", description=what, epilog=examples, formatter_class=WideHelp

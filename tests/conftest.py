@@ -3,7 +3,11 @@
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+#: `make test` tries fewer examples of each property; `make test-all` as many as hypothesis does by itself.
+hypothesis.settings.register_profile("quick", max_examples=25)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with Ctrl-C ignored, and every process below inherits that. The tests send it.

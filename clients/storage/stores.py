@@ -66,6 +66,8 @@ def connect(location: str, *, answer_s: float = _ANSWER_S) -> tuple[Any, str]:
     path = path.strip("/")
     if not path:
         raise StorageError(f"cannot use {location}: it names no bucket. {_MEND}")
+    if scheme in ("minio", "s3") and "//" in path:
+        raise StorageError(f"cannot use {location}: a name between two slashes is empty. {_MEND}")
     if scheme == "minio":
         return _minio(_access, answer_s), path
     if scheme == "s3" and "?" not in path:
@@ -102,7 +104,7 @@ def _s3(access: StoreAccess, bucket: str, answer_s: float) -> Any:
         )
     try:
         region = access.aws_region or fs.resolve_s3_region(bucket)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         found = " ".join(str(error).split())
         raise StorageError(f"cannot use s3://{bucket}: {found}. Mend the bucket's name, or set AWS_REGION.") from error
     return fs.S3FileSystem(region=region, **_settings(answer_s))

@@ -98,7 +98,7 @@ class _WebFile(io.RawIOBase):
         for delay_s in (*_PATIENCE_S, None):
             scratch = tempfile.TemporaryFile(prefix="kllm-prompts-")  # noqa: SIM115  (the caller closes it)
             try:
-                answer = self._answer or self._ask(0)
+                answer = self._answer = self._answer or self._ask(0)
                 shutil.copyfileobj(answer, scratch, 1 << 20)
                 wanted = answer.headers.get("Content-Length")
                 if wanted is not None and scratch.tell() != int(wanted):

@@ -18,13 +18,6 @@ from pipelines.remote.parameters import Package
 from pipelines.settings import Access, access
 
 
-class WideHelp(argparse.RawDescriptionHelpFormatter):
-    """Help with room for long flags, so that it fits on a screen."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=110)
-
-
 class _NotGiven:
     """Stands in a namespace where a flag was not given, whatever its default is."""
 

@@ -16,10 +16,10 @@ from clients.errors import LLMInferenceError, SettingsError
 from clients.events import log_to_stderr
 from clients.results import format as fmt
 from clients.steps.interrupts import InterruptedRunError, interruptible
+from clients.wide_help import WideHelp
 from pipelines.remote.api import RemoteError
 from pipelines.remote.arguments import (
     Given,
-    WideHelp,
     access_of,
     add_access_arguments,
     add_job_arguments,

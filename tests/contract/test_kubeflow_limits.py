@@ -131,7 +131,7 @@ def workflow_bytes(path: Path, shards: int) -> int:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="each node holds its step's code several times; see docs/decisions/0007, consequences"
+    strict=True, reason="each node holds its step's code several times (kubeflow/pipelines #13422); see decision 7"
 )
 @pytest.mark.parametrize("shards", [4, pytest.param(SHARDS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

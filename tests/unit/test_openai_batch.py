@@ -132,6 +132,7 @@ def test_what_cannot_be_read_or_written_is_told_and_leaves_the_old_file(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "results.parquet"]
 
 
+@pytest.mark.slow
 def test_large_results_are_written_in_flat_memory(tmp_path: Path) -> None:
     text = os.urandom(2500).hex()
     with pq.ParquetWriter(tmp_path / "results.parquet", COLUMNS) as writer:

@@ -224,3 +224,36 @@ def test_a_secret_is_not_shown() -> None:
 
 def test_kubeflow_s_store_is_where_a_stock_kubeflow_has_it() -> None:
     assert MINIO_ENDPOINT == "http://minio-service.kubeflow:9000"
+
+
+@pytest.mark.parametrize("address", ["minio://bucket//x", "s3://bucket/a//b"])
+def test_an_address_with_an_empty_name_is_refused(address: str) -> None:
+    assert "a name between two slashes is empty" in complaint(Folder, address)
+
+
+def test_a_bucket_at_amazon_is_asked_in_its_region() -> None:
+    use_access(StoreAccess(aws_region="eu-west-1"))
+    assert stores.connect("s3://bucket/x")[0].region == "eu-west-1"
+
+
+def test_a_bucket_with_an_impossible_name_is_refused() -> None:
+    stores._s3.cache_clear()
+    use_access(StoreAccess())
+    with pytest.raises(StorageError, match=r"Mend the bucket's name, or set AWS_REGION"):
+        stores._s3(StoreAccess(), "no/such", 1.0)
+
+
+def test_a_copy_within_another_kind_of_store_stays_within_it() -> None:
+    """`mock://` is Arrow's own store in memory."""
+    folder = Folder("mock:///bucket")
+    folder._fs.create_dir("bucket")  # which a real store does not need
+    folder.write("x", b"data")
+    folder.copy("y", folder, "x")
+    assert folder.read("y") == b"data"
+
+
+def test_a_folder_of_this_machine_is_copied_too(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("x", b"data")
+    (folder / "inner").copy("y", folder, "x")
+    assert folder.read("inner/y") == b"data"

@@ -120,6 +120,22 @@ def test_what_lasts_is_told_with_the_mend_and_without_the_signature(
     assert (len(server.requests) == 1) == refused, "a refusal is final"
 
 
+def test_what_lasts_is_told_of_a_server_without_ranges_too(server: FileServer) -> None:
+    server.has_ranges = False
+    server.faults = lambda _: "short 1000"
+    assert "IncompleteRead" in complaint(f"{server.url}/p.jsonl")
+    assert len(server.requests) == 4
+
+
+def test_what_is_just_ahead_is_read_past_instead_of_asked_anew(server: FileServer) -> None:
+    file = web._WebFile(f"{server.url}/p.jsonl")
+    file.read(1000)
+    file.seek(50_000)
+    assert file.read(10) == server.files["/p.jsonl"][50_000:50_010]
+    file.close()
+    assert len(server.requests) == 1
+
+
 def test_nobody_there_is_told(server: FileServer) -> None:
     address = f"http://127.0.0.1:{_closed_port()}/p.jsonl"
     assert f"cannot read {address}: [Errno 111] Connection refused" in complaint(address)
