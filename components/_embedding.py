@@ -1,41 +1,69 @@
-"""The code that a component carries: the modules of `clients/` that its step imports, and no others.
+"""The code of the steps: the modules of `clients/` that they import, within the compiled YAML.
 
-It stands inside the compiled YAML, so the YAML needs no private image and no package of ours in an index. KFP can embed
-a folder itself, but its archive changes with every compile (file times, owners, the gzip header); ours depends on the
-source alone. Comments and docstrings stay at home, for Linux limits the length of an argument; lines keep their
-numbers, so a traceback from a pod names the line of the source.
+So the YAML needs no private image and no package of ours in an index. KFP can embed a folder itself, but its archive
+changes with every compile (file times, owners, the gzip header); ours depends on the source alone. Comments and
+docstrings stay at home; lines keep their numbers, so a traceback from a pod names the line of the source.
+
+A module stands in the YAML once. Kubeflow copies a step's container, code and all, some five times into the object
+that describes a run, and Argo ends a run whose object grows beyond 1 MiB. What a driver's pod is handed, the container
+twice, has to fit into one argument of Linux, 128 KiB. So early steps bring code along for later ones and hand it on as
+an artifact, each a part that is far below these limits.
 """
 
 import ast
 import base64
 import bz2
+import inspect
 import io
 import json
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path(__file__).resolve().parent.parent
 
-#: Characters of the packed code that stand in the component's own source; the rest is an environment variable. Linux
-#: limits each to 128 KiB, and half of that leaves room for what a backend adds.
-_IN_SOURCE = 48_000
-
-#: The environment variable with the rest.
-CODE_VARIABLE = "KLLM_CODE"
-
 #: Runs in the pod before the component's own code. bz2 has one implementation, so its bytes are the same everywhere.
 _PRELUDE = """
-# The modules of clients/ that this step needs, without comments, as bz2-compressed JSON of name and source:
+# Modules of clients/, without comments, as bz2-compressed JSON of name and source:
 # {names}
-import base64, bz2, json, os, pathlib, sys
-_packed = "{payload}" + os.environ.pop("KLLM_CODE", "")
-_embedded = pathlib.Path(__file__).resolve().parent / "embedded"
-for _name, _source in json.loads(bz2.decompress(base64.b64decode(_packed))).items():
-    (_embedded / _name).parent.mkdir(parents=True, exist_ok=True)
-    (_embedded / _name).write_text(_source, encoding="utf-8")
-sys.path.insert(0, str(_embedded))
+_BROUGHT = "{payload}"
+
+{use_code}
 """
+
+
+def use_code(earlier: Any = None, kept: Any = None) -> None:
+    """Make the code of a step importable in its pod, and hand it on; a component calls it first.
+
+    It runs in pods only, where this source stands before the component's own.
+
+    Args:
+        earlier: Artifact with the code that earlier steps brought along; None for none.
+        kept: Artifact that is to hold all of it, for later steps; None for none.
+    """
+    import base64
+    import bz2
+    import json
+    import pathlib
+    import shutil
+    import sys
+    import zipfile
+
+    archive = pathlib.Path(__file__).resolve().parent / "code.zip"
+    if earlier is not None:
+        shutil.copyfile(earlier.path, archive)
+    with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as opened:
+        brought = bz2.decompress(base64.b64decode(_BROUGHT)) if _BROUGHT else b"{}"
+        for name, source in json.loads(brought).items():
+            opened.writestr(name, source)
+    if kept is not None:
+        shutil.copyfile(archive, kept.path)
+    sys.path.insert(0, str(archive))
+
+
+#: Stands for the code that a pod has; see `prelude`.
+_BROUGHT = ""
 
 
 def embedded_modules(module: str) -> dict[str, str]:
@@ -53,18 +81,21 @@ def embedded_modules(module: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def prelude(module: str) -> tuple[str, str]:
-    """What makes `module` importable in a pod.
+def modules_to_bring(modules: Sequence[str], there: Sequence[str]) -> dict[str, str]:
+    """What these modules import, but for what others import whose code is there already; without comments."""
+    known = {name for module in there for name in embedded_modules(module)}
+    found = {name: source for module in modules for name, source in embedded_modules(module).items()}
+    return {name: without_comments(found[name]) for name in sorted(found.keys() - known)}
 
-    Returns:
-        Python source to run first, and the value of CODE_VARIABLE that it needs; "" for none.
-    """
-    modules = {name: without_comments(source) for name, source in embedded_modules(module).items()}
-    names = " ".join(modules)
-    packed = base64.b64encode(
-        bz2.compress(json.dumps(modules, ensure_ascii=False, sort_keys=True).encode(), 9)
-    ).decode()
-    return _PRELUDE.replace("{names}", names).replace("{payload}", packed[:_IN_SOURCE]), packed[_IN_SOURCE:]
+
+def prelude(modules: Mapping[str, str]) -> str:
+    """Python source that a component's own follows, with the modules in it and `use_code`."""
+    text = json.dumps(modules, ensure_ascii=False, sort_keys=True).encode()
+    packed = base64.b64encode(bz2.compress(text, 9)).decode() if modules else ""
+    source = without_comments(inspect.getsource(use_code)).replace(": Any", "")
+    source = "\n".join(line for line in source.split("\n") if line.strip())
+    filled = _PRELUDE.replace("{names}", " ".join(modules)).replace("{use_code}", source)
+    return filled.replace("{payload}", packed)
 
 
 def without_comments(source: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import kfp
 from kfp import dsl
 
-from components._embedding import CODE_VARIABLE, prelude
+from components._embedding import modules_to_bring, prelude
 
 #: Python of the pods. The laptop may run a newer one; the code is tested on 3.11.
 IMAGE = "python:3.11.14-slim-bookworm"
@@ -50,23 +50,42 @@ SERVING_PACKAGES = (
 _INSTALL = (f"kfp=={kfp.__version__}", "--no-deps", "--no-compile")
 
 
-def step(module: str = "", *, packages: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+# Which step brings which code along. A container should stay below 50 kB, and is best below 30 kB: of two copies that
+# are so near each other Argo's compression keeps one.
+
+#: What check_prompts brings along beside its own.
+FIRST = ("clients.batch.ledger",)
+CHECKED = ("clients.steps.check_prompts", *FIRST)
+
+#: A part of the engine that the step between check_prompts and plan_shards brings along, resolve_endpoint or
+#: deploy_service; that one also brings a part of what wait_service needs.
+SECOND = ("clients.tracing.live", "clients.tracing.exporter", "clients.models")
+WAITING = ("clients.serving.scheduling",)
+DEPLOYED = (*CHECKED, *SECOND, *WAITING, "clients.steps.deploy_service")
+
+#: What plan_shards brings along beside its own.
+THIRD = ("clients.steps.run_shard", "clients.steps.finish_shards", "clients.steps.gate")
+PLANNED = (*CHECKED, *SECOND, "clients.steps.plan_shards", *THIRD)
+
+
+def step(
+    module: str = "", *, packages: tuple[str, ...] = (), brings: tuple[str, ...] = (), there: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Any]:
     """Make a function a component whose pod can import `module` and what that imports of `clients`.
 
     Args:
         module: The step, such as `clients.steps.gate`; "" for a function that needs nothing of ours.
         packages: What the pod installs beside kfp, as exact requirements, with all that they need in turn.
+        brings: Further modules that it brings along for later steps.
+        there: Modules that earlier steps have brought along, with what those import; the function hands the artifact
+            to `use_code`.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         component = dsl.component(function, base_image=IMAGE, packages_to_install=[*packages, *_INSTALL])
-        if not module:
-            return component
-        container = component.component_spec.implementation.container
-        source, rest = prelude(module)
-        container.command[-1] = source + container.command[-1]
-        if rest:
-            container.env = {CODE_VARIABLE: rest}
+        if module:
+            container = component.component_spec.implementation.container
+            container.command[-1] = prelude(modules_to_bring((module, *brings), there)) + container.command[-1]
         return component
 
     return decorate

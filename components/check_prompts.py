@@ -4,10 +4,11 @@ from typing import Any
 
 from kfp.dsl import Artifact, Output
 
-from components._factory import RESULTS_PACKAGES, step
+from components._embedding import use_code
+from components._factory import FIRST, RESULTS_PACKAGES, step
 
 
-@step("clients.steps.check_prompts", packages=RESULTS_PACKAGES)
+@step("clients.steps.check_prompts", packages=RESULTS_PACKAGES, brings=FIRST)
 def check_prompts(
     run: str,
     prompts: str,
@@ -20,6 +21,7 @@ def check_prompts(
     store_endpoint: str,
     options: dict[str, Any],
     checked: Output[Artifact],
+    code: Output[Artifact],
 ) -> None:
     """Checks every row of the input once, before a GPU is used. Malformed rows are counted, not fatal.
 
@@ -35,7 +37,9 @@ def check_prompts(
         store_endpoint: Address of Kubeflow's own object store, to which minio:// leads.
         options: Further choices, see the pipeline.
         checked: What was found: rows, malformed rows, columns, and where the file can be cut.
+        code: Code that later steps run.
     """
+    use_code(kept=code)
     from clients.steps.check_prompts import check_prompts as run_step
 
     counts = run_step(

@@ -2,11 +2,13 @@
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Output
 
-from components._factory import RESULTS_PACKAGES, step
+from components._embedding import use_code
+from components._factory import PLANNED, RESULTS_PACKAGES, step
 
 
-@step("clients.steps.merge_shards", packages=RESULTS_PACKAGES)
+@step("clients.steps.merge_shards", packages=RESULTS_PACKAGES, there=PLANNED)
 def merge_shards(
+    code: Input[Artifact],
     finished: Input[Artifact],
     part: Input[Dataset],
     endpoint: str,
@@ -21,6 +23,7 @@ def merge_shards(
     """Joins the shards' parts in input order, counts, and writes everything to the output folder too.
 
     Args:
+        code: Code of earlier steps.
         finished: Where the shards' parts lie, from finish_shards.
         part: All rows when there was no place that outlives a pod.
         endpoint: Where the model answered, and since when GPUs are held for it.
@@ -35,6 +38,7 @@ def merge_shards(
     Returns:
         The summary as JSON.
     """
+    use_code(code)
     from pathlib import Path
 
     from clients.steps.merge_shards import Paths

@@ -4,11 +4,18 @@ from typing import Any
 
 from kfp.dsl import Artifact, Input, Output
 
-from components._factory import RESULTS_PACKAGES, step
+from components._embedding import use_code
+from components._factory import CHECKED, RESULTS_PACKAGES, SECOND, THIRD, step
 
 
-@step("clients.steps.plan_shards", packages=RESULTS_PACKAGES)
+@step(
+    "clients.steps.plan_shards",
+    packages=RESULTS_PACKAGES,
+    brings=THIRD,
+    there=(*CHECKED, *SECOND),
+)
 def plan_shards(
+    code: Input[Artifact],
     checked: Input[Artifact],
     endpoint: str,
     system_prompt: str,
@@ -21,10 +28,12 @@ def plan_shards(
     store_endpoint: str,
     options: dict[str, Any],
     plan: Output[Artifact],
+    more_code: Output[Artifact],
 ) -> list[str]:
     """Cuts the checked input into shards of equal size.
 
     Args:
+        code: Code of earlier steps.
         checked: What check_prompts found.
         endpoint: What resolve_endpoint returned.
         system_prompt: First message of rows that have no system message of their own.
@@ -37,10 +46,12 @@ def plan_shards(
         store_endpoint: Address of Kubeflow's own object store, to which minio:// leads.
         options: Further choices, see the pipeline.
         plan: All shards, for the steps after them.
+        more_code: Code that later steps run.
 
     Returns:
         A string for each shard that tells all about it, or where that stands.
     """
+    use_code(code, more_code)
     from clients.steps.plan_shards import plan_shards as run
 
     return run(

@@ -1,15 +1,25 @@
 """Wait until the model answers."""
 
-from components._factory import SERVING_PACKAGES, step
+from kfp.dsl import Artifact, Input
+
+from components._embedding import use_code
+from components._factory import DEPLOYED, SERVING_PACKAGES, step
 
 
-@step("clients.steps.wait_service", packages=SERVING_PACKAGES)
+@step("clients.steps.wait_service", packages=SERVING_PACKAGES, there=DEPLOYED)
 def wait_service(
-    service: str, endpoint_url: str, model: str, ready_timeout_s: int, server_wait_s: int, lease_hours: float
+    code: Input[Artifact],
+    service: str,
+    endpoint_url: str,
+    model: str,
+    ready_timeout_s: int,
+    server_wait_s: int,
+    lease_hours: float,
 ) -> str:
     """Waits until every replica serves and one has answered; names the cause, and fails, when they never can.
 
     Args:
+        code: Code of earlier steps.
         service: What deploy_service returned.
         endpoint_url: Address of the endpoint when nothing was deployed.
         model: Name of the model at that endpoint; empty takes the first one it lists.
@@ -20,6 +30,7 @@ def wait_service(
     Returns:
         JSON with base_url and model, and since when GPUs are held.
     """
+    use_code(code)
     from clients.steps.wait_service import wait_service as run
 
     return run(

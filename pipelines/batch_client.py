@@ -88,15 +88,18 @@ def batch_client(
     )
     with_stores(checked, storage_secret)
     endpoint = prepare(
-        resolve_endpoint(endpoint_url=endpoint_url, model=model, server_wait_s=server_wait_s).after(checked),
+        resolve_endpoint(
+            code=checked.outputs["code"], endpoint_url=endpoint_url, model=model, server_wait_s=server_wait_s
+        ),
         "Resolve endpoint",
         image=step_image,
     )
     with_endpoint_key(endpoint, endpoint_secret)
     plan = prepare(
         plan_shards(
+            code=endpoint.outputs["more_code"],
             checked=checked.outputs["checked"],
-            endpoint=endpoint.output,
+            endpoint=endpoint.outputs["Output"],
             shards=shards,
             concurrency=concurrency,
             server_wait_s=server_wait_s,
@@ -110,9 +113,10 @@ def batch_client(
     )
     with_stores(plan, storage_secret)
     run_shards(
+        code=plan.outputs["more_code"],
         plan=plan.outputs["plan"],
         specs=plan.outputs["Output"],
-        endpoint=endpoint.output,
+        endpoint=endpoint.outputs["Output"],
         max_error_rate=max_error_rate,
         storage_secret=storage_secret,
         endpoint_secret=endpoint_secret,

@@ -145,6 +145,7 @@ def batch_inference(
         with_stores(checked, storage_secret)
         service = prepare(
             deploy_service(
+                code=checked.outputs["code"],
                 run=run,
                 endpoint_url=endpoint_url,
                 service_name=service_name,
@@ -168,13 +169,14 @@ def batch_inference(
                 cpu=cpu,
                 memory=memory,
                 ipc_lock=ipc_lock,
-            ).after(checked),
+            ),
             "Deploy service",
             image=step_image,
         )
         endpoint = prepare(
             wait_service(
-                service=service.output,
+                code=service.outputs["more_code"],
+                service=service.outputs["Output"],
                 endpoint_url=endpoint_url,
                 model=model,
                 ready_timeout_s=ready_timeout_s,
@@ -187,6 +189,7 @@ def batch_inference(
         with_endpoint_key(endpoint, endpoint_secret)
         plan = prepare(
             plan_shards(
+                code=service.outputs["more_code"],
                 checked=checked.outputs["checked"],
                 endpoint=endpoint.output,
                 shards=shards,
@@ -202,6 +205,7 @@ def batch_inference(
         )
         with_stores(plan, storage_secret)
         run_shards(
+            code=plan.outputs["more_code"],
             plan=plan.outputs["plan"],
             specs=plan.outputs["Output"],
             endpoint=endpoint.output,

@@ -12,6 +12,7 @@ from pipelines.resources import prepare, with_endpoint_key, with_langfuse, with_
 
 @dsl.pipeline(name="run-shards")  # type: ignore[untyped-decorator]
 def run_shards(
+    code: Input[Artifact],
     plan: Input[Artifact],
     specs: list[str],
     endpoint: str,
@@ -25,6 +26,7 @@ def run_shards(
     """Runs planned shards at an endpoint, joins what they answered and judges it.
 
     Args:
+        code: Code of earlier steps.
         plan: All shards, from plan_shards.
         specs: A string for each shard, from plan_shards.
         endpoint: Where the model answers, from resolve_endpoint or wait_service.
@@ -37,12 +39,16 @@ def run_shards(
     """
     with dsl.ParallelFor(specs, name="shards") as spec:
         shard = prepare(
-            run_shard(spec=spec, store_endpoint=store_endpoint), "Run shard", image=step_image, cpu="1", memory="1Gi"
+            run_shard(code=code, spec=spec, store_endpoint=store_endpoint),
+            "Run shard",
+            image=step_image,
+            cpu="1",
+            memory="1Gi",
         )
         with_langfuse(with_endpoint_key(with_stores(shard, storage_secret), endpoint_secret), langfuse_secret)
     # A pod that was evicted fails its shard; whatever it left undone is the next task's, so it must run all the same.
     finished = prepare(
-        finish_shards(plan=plan, store_endpoint=store_endpoint).after(shard).ignore_upstream_failure(),
+        finish_shards(code=code, plan=plan, store_endpoint=store_endpoint).after(shard).ignore_upstream_failure(),
         "Finish shards",
         image=step_image,
         cpu="1",
@@ -51,6 +57,7 @@ def run_shards(
     with_langfuse(with_endpoint_key(with_stores(finished, storage_secret), endpoint_secret), langfuse_secret)
     merged = prepare(
         merge_shards(
+            code=code,
             finished=finished.outputs["finished"],
             part=finished.outputs["part"],
             endpoint=endpoint,
@@ -62,4 +69,4 @@ def run_shards(
         memory="1Gi",
     ).set_retry(num_retries=3, backoff_duration="30s")
     with_stores(merged, storage_secret)
-    prepare(gate(summary=merged.outputs["Output"], max_error_rate=max_error_rate), "Gate", image=step_image)
+    prepare(gate(code=code, summary=merged.outputs["Output"], max_error_rate=max_error_rate), "Gate", image=step_image)

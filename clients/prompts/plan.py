@@ -18,6 +18,10 @@ _MOST_BYTES = 16_000
 #: What a spec says whose shard has nowhere to keep its rows: a later step runs them.
 LATER = "later"
 
+#: Pods that run shards side by side; of more shards each runs several, one after the other. Kubeflow's record of a run
+#: grows with each pod, and some thousand rows a second are more than any model behind one address answers.
+MOST_PODS = 32
+
 _FOLDER = ".plan"
 
 
@@ -108,7 +112,7 @@ def unpack(data: bytes, numbers: Iterable[int] | None = None) -> list[Shard]:
 
 
 def specs_of(shards: Sequence[Shard]) -> list[str]:
-    """One string for each shard, all together small enough for a parameter, whatever a system prompt's length.
+    """A string for each pod, all together small enough for a parameter, whatever a system prompt's length.
 
     Few and short shards are told in full. Else the plan is kept in the state, and a string says where and which.
 
@@ -120,27 +124,27 @@ def specs_of(shards: Sequence[Shard]) -> list[str]:
         return whole
     if not shards[0].state:
         return [LATER]
-    if sum(map(len, whole)) <= _MOST_BYTES:
+    if len(shards) <= MOST_PODS and sum(map(len, whole)) <= _MOST_BYTES:
         return whole
     data = pack(shards)
     name = f"{_FOLDER}/{hashlib.sha256(data).hexdigest()[:8]}"
     folder = Folder(shards[0].state)
     folder.write(name, data)
-    return [f"{folder.location}/{name}#{number}" for number in range(len(shards))]
+    numbers = [range(pod, len(shards), MOST_PODS) for pod in range(min(len(shards), MOST_PODS))]
+    return [f"{folder.location}/{name}#{','.join(map(str, own))}" for own in numbers]
 
 
-def shard_of(spec: str) -> Shard:
-    """The shard that a string of `specs_of` tells of.
+def shards_of(spec: str) -> list[Shard]:
+    """The shards that a string of `specs_of` tells of.
 
     Raises:
         StorageError: its plan cannot be read.
     """
     if spec.startswith("{"):
-        return Shard.from_json(spec)
-    place, _, number = spec.rpartition("#")
+        return [Shard.from_json(spec)]
+    place, _, numbers = spec.rpartition("#")
     root, _, name = place.rpartition(f"/{_FOLDER}/")
     data = Folder(root).read(f"{_FOLDER}/{name}")
     if data is None:
         raise StorageError(f"cannot read {place}: the plan is gone. Start the run again; finished rows are kept.")
-    (shard,) = unpack(data, [int(number)])
-    return shard
+    return unpack(data, map(int, numbers.split(",")))

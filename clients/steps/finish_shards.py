@@ -12,7 +12,7 @@ from clients import errors
 from clients.batch.parts import Part, Parts
 from clients.errors import LLMInferenceError
 from clients.events import emit
-from clients.prompts.plan import Shard, unpack
+from clients.prompts.plan import MOST_PODS, Shard, unpack
 from clients.prompts.start import Start
 from clients.steps.boundary import step
 from clients.steps.shard_runs import run_to_file, run_to_state
@@ -65,7 +65,9 @@ def _finish(shards: Sequence[Shard]) -> list[Part]:
         _refuse_hopeless(parts, undone)
     for shard in undone:
         # The other shards are over, so this one may have all the requests in flight that they had together.
-        done[shard.shard] = run_to_state(dataclasses.replace(shard, concurrency=shard.concurrency * shard.of))
+        done[shard.shard] = run_to_state(
+            dataclasses.replace(shard, concurrency=shard.concurrency * min(shard.of, MOST_PODS))
+        )
     return [done[number] for number in numbers]
 
 

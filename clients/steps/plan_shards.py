@@ -13,7 +13,7 @@ import orjson
 from clients.batch.options import RunOptions
 from clients.events import emit
 from clients.prompts.check import Checked
-from clients.prompts.plan import Shard, pack, specs_of
+from clients.prompts.plan import MOST_PODS, Shard, pack, specs_of
 from clients.prompts.rows import JobDefaults
 from clients.prompts.start import Start
 from clients.steps.boundary import step, whole_numbers
@@ -81,7 +81,7 @@ def plan_shards(
                 carried=checked.carried,
                 state=start.state,
                 plan=plan,
-                concurrency=max(1, concurrency // len(parts)) if concurrency else 0,
+                concurrency=max(1, concurrency // min(len(parts), MOST_PODS)) if concurrency else 0,
                 server_wait_s=server_wait_s,
                 may_repeat=checked.may_repeat,
                 options=chosen.of_part(rows, checked.rows).to_json(),

@@ -1,4 +1,4 @@
-"""Run one shard's rows and write its part of the results."""
+"""Run the rows of one shard, or of a few, and write each one's part of the results."""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from clients.batch.parts import Parts
 from clients.errors import LLMInferenceError, StorageError
 from clients.events import emit
-from clients.prompts.plan import LATER, Shard, shard_of
+from clients.prompts.plan import LATER, Shard, shards_of
 from clients.steps.boundary import step
 from clients.steps.interrupts import InterruptedRunError
 from clients.steps.shard_runs import counts_of, run_to_file, run_to_state
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_shard(*, spec: str, part_path: str = "", store_endpoint: str = "") -> dict[str, Any]:
-    """Bring every row of the shard to an outcome.
+    """Bring every row of a pod's shards to an outcome.
 
     In a pipeline the part goes to the run's state, and what makes it impossible is left to the step after the shards:
     a failed pod would end the run, and the rows of all others with it.
@@ -35,17 +35,20 @@ def run_shard(*, spec: str, part_path: str = "", store_endpoint: str = "") -> di
         if spec == LATER:
             emit(logger, "shard.later", reason="no place outlives this pod; one later step runs every row")
             return {}
-        shard = shard_of(spec)
-        if not shard.run:
-            return counts_of(shard, run_to_file(shard, Path(part_path)))
-        try:
-            part = run_to_state(shard)
-        except InterruptedRunError:
-            raise
-        except LLMInferenceError as error:
-            _leave(shard, error)
-            return {"shard": shard.shard, "rows": shard.rows}
-    return {"shard": part.shard, "rows": part.rows, "missing": part.missing}
+        shards = shards_of(spec)
+        if not shards[0].run:
+            return counts_of(shards[0], run_to_file(shards[0], Path(part_path)))
+        missing = 0
+        for number, shard in enumerate(shards):
+            try:
+                missing += run_to_state(shard).missing
+            except InterruptedRunError:
+                raise
+            except LLMInferenceError as error:  # the shards after it would meet the same
+                for other in shards[number:]:
+                    _leave(other, error)
+                break
+    return {"shards": [shard.shard for shard in shards], "missing": missing}
 
 
 def _leave(shard: Shard, error: LLMInferenceError) -> None:

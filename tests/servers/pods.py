@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import yaml
 
 from clients.events import parse
+from tests.contract.test_compiled import brought
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -217,7 +219,8 @@ class Run:
 
     def plan(self, name: str = "plan") -> Pod:
         """Start the second."""
-        self.planned = self._start("plan-shards", name, checked=_file(self.checked, "checked"))
+        code = self._code_of_resolve_endpoint()
+        self.planned = self._start("plan-shards", name, checked=_file(self.checked, "checked"), code=code)
         return self.planned
 
     def specs(self) -> list[str]:
@@ -229,23 +232,24 @@ class Run:
 
     def shard(self, number: int, name: str = "") -> Pod:
         """Start a shard's pod."""
-        return self._start("run-shard", name or f"shard-{number}", values={"spec": self.specs()[number]})
+        values = {"spec": self.specs()[number]}
+        return self._start("run-shard", name or f"shard-{number}", values=values, code=self._code())
 
     def finish(self, name: str = "finish") -> Pod:
         """Start the step after the shards."""
-        self.finished = self._start("finish-shards", name, plan=_file(self.planned, "plan"))
+        self.finished = self._start("finish-shards", name, plan=_file(self.planned, "plan"), code=self._code())
         return self.finished
 
     def merge(self, name: str = "merge") -> Pod:
         """Start the step that joins the parts."""
         finished, part = _file(self.finished, "finished"), _file(self.finished, "part")
-        self.merged = self._start("merge-shards", name, finished=finished, part=part)
+        self.merged = self._start("merge-shards", name, finished=finished, part=part, code=self._code())
         return self.merged
 
     def gate(self, name: str = "gate") -> Pod:
         """Start the last step."""
         assert self.merged is not None
-        return self._start("gate", name, values={"summary": self.merged.outputs["Output"]})
+        return self._start("gate", name, values={"summary": self.merged.outputs["Output"]}, code=self._code())
 
     def to_plan(self) -> None:
         """Let the first two steps happen."""
@@ -268,6 +272,20 @@ class Run:
         """Let all of it happen; returns the results' file."""
         self.to_shards()
         return self.from_finish()
+
+    def _code(self) -> Path:
+        return _file(self.planned, "more_code")
+
+    def _code_of_resolve_endpoint(self) -> Path:
+        """What that step hands on; it is not run here, since the endpoint is known."""
+        earlier = _file(self.checked, "code")
+        archive = self.cluster.folder / f"{self.run}-code.zip"
+        shutil.copyfile(earlier, archive)
+        container = compiled()["deploymentSpec"]["executors"]["exec-resolve-endpoint"]["container"]
+        with zipfile.ZipFile(archive, "a") as opened:
+            for file, source in brought(container).items():
+                opened.writestr(file, source)
+        return archive
 
     def _start(self, step: str, name: str, *, values: dict[str, Any] | None = None, **artifacts: Path) -> Pod:
         return self.cluster.start(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clients.batch.parts import Part, Parts
 from clients.errors import EndpointError, StorageError
-from clients.prompts.plan import LATER, Shard, pack, shard_of, specs_of, unpack
+from clients.prompts.plan import LATER, MOST_PODS, Shard, pack, shards_of, specs_of, unpack
 from clients.prompts.rows import JobDefaults
 from clients.prompts.source import Range
 
@@ -124,10 +124,18 @@ def test_shards_travel_unchanged_however_they_are_told(
     assert unpack(pack(plan)) == plan
     assert unpack(pack(plan), [count - 1]) == plan[-1:]
     specs = specs_of(plan)
-    assert [shard_of(spec) for spec in specs] == plan
+    assert [shard for spec in specs for shard in shards_of(spec)] == plan
     assert sum(map(len, specs)) <= max(16_000, 200 * count)
     if long:
         assert not specs[0].startswith("{")
+
+
+def test_of_many_shards_each_pod_gets_several(tmp_path: Path) -> None:
+    plan = shards(5 * MOST_PODS + 3, state=str(tmp_path))
+    pods = [shards_of(spec) for spec in specs_of(plan)]
+    assert len(pods) == MOST_PODS
+    assert {len(pod) for pod in pods} == {5, 6}
+    assert sorted((shard for pod in pods for shard in pod), key=lambda shard: shard.shard) == plan
 
 
 def test_without_a_place_that_lasts_shards_are_left_for_later() -> None:
@@ -136,9 +144,9 @@ def test_without_a_place_that_lasts_shards_are_left_for_later() -> None:
 
 def test_outside_a_pipeline_every_shard_is_told_in_full() -> None:
     plan = shards(3, run="", defaults=JobDefaults(model="m", system_prompt="x" * 20_000))
-    assert [shard_of(spec) for spec in specs_of(plan)] == plan
+    assert [shard for spec in specs_of(plan) for shard in shards_of(spec)] == plan
 
 
 def test_a_plan_that_is_gone_is_told(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the plan is gone"):
-        shard_of(f"{tmp_path}/.plan/0a1b2c3d#0")
+        shards_of(f"{tmp_path}/.plan/0a1b2c3d#0")
