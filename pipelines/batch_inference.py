@@ -77,7 +77,7 @@ def batch_inference(
         request_defaults: Request fields that a row gets unless it has its own, such as {"max_tokens": 1024}.
         template: User message with {name} where a column's value goes, such as "Translate into Korean: {text}". Empty
             takes a row's own prompt or messages.
-        shards: Number of shards. Each is a pod that runs its part of the rows.
+        shards: Number of parts the rows are cut into. Each is run by a pod; of more than 32 a pod runs several.
         concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
         max_error_rate: Share of the rows, 0 to 1, that may go wrong before the run counts as failed.
         output: Folder or URI that gets results.parquet, rejects.parquet, summary.json, report.html and report.md.

@@ -194,6 +194,7 @@ def _follow(
     settings: "RunSettings", place: "Workplace", arguments: dict[str, Any], view: "RunView"
 ) -> _RunFailedError | None:
     """Run the compiled pipeline to its end; returns why it failed, if it did."""
+    from clients.prompts.plan import MOST_PODS
     from pipelines.catalog import compiled_path
     from pipelines.local_run import SHARDS_AT_A_TIME, LocalRun
 
@@ -202,7 +203,7 @@ def _follow(
     chosen = settings.options.with_lengths(place.earlier_results()) if settings.fresh else settings.options
     arguments = {
         **arguments,
-        "concurrency": arguments["concurrency"] * settings.shards // side_by_side,
+        "concurrency": arguments["concurrency"] * min(settings.shards, MOST_PODS) // side_by_side,
         "prompts": str(settings.prompts.resolve()),
         "system_prompt": settings.system_prompt,
         "template": settings.template,
