@@ -9,7 +9,6 @@ from typing import Any
 from clients.batch.options import RunOptions, outcomes
 from clients.errors import SettingsError
 from clients.prompts.template import Template
-from clients.results.comparison import read_limits
 from clients.tracing.settings import CONTENTS
 
 
@@ -218,6 +217,14 @@ def _add_observation_arguments(parser: argparse.ArgumentParser) -> None:
     seen.add_argument("--pushgateway", metavar="URL", default="", help="send the progress to a Prometheus Pushgateway")
 
 
+def _limits(text: str) -> tuple[tuple[str, float], ...]:
+    if not text:
+        return ()
+    from clients.results.comparison import read_limits  # late: few runs have any, and most of it is for the end
+
+    return read_limits(text, "--max-regression")
+
+
 def run_options(options: argparse.Namespace) -> RunOptions:
     """The options of a run from its flags.
 
@@ -232,7 +239,7 @@ def run_options(options: argparse.Namespace) -> RunOptions:
         raw_response=options.raw_response,
         join_duplicates=not options.keep_duplicates,
         max_error_rate=options.max_error_rate,
-        max_regression=read_limits(options.max_regression, "--max-regression"),
+        max_regression=_limits(options.max_regression),
         time_limit_s=options.time_limit,
         max_output_tokens=options.max_output_tokens,
         lengths_from=str(Path(options.lengths_from).resolve()) if options.lengths_from else "",

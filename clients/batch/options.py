@@ -9,7 +9,6 @@ from clients.batch.budgets import Budgets
 from clients.batch.policies import Policies
 from clients.errors import SettingsError
 from clients.records import Outcome
-from clients.results.comparison import read_limits
 from clients.tracing.settings import CONTENTS, Content
 
 
@@ -131,6 +130,8 @@ class RunOptions:
             name: outcomes(value, name) if name in ("retry", "resample") else value for name, value in fields.items()
         }
         if "max_regression" in read:
+            from clients.results.comparison import read_limits  # late: few runs have any, and most of it is for the end
+
             read["max_regression"] = read_limits(read["max_regression"], "max_regression")
         return cls(**read)
 

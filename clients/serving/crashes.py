@@ -51,7 +51,7 @@ _SIGNATURES = (
     _known(
         "bad_argument",
         r"error: (?:unrecognized arguments|ambiguous option|the following arguments are required|argument )",
-        "Correct the vLLM arguments (vllm serve --help of this image's version); see extra_args",
+        "Correct the vLLM arguments (vllm serve --help of this image's version); see vllm_args",
     ),
     _known(
         "vllm_port",
