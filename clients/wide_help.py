@@ -1,10 +1,11 @@
-"""How the help of our commands is laid out."""
+"""How the help of our commands is laid out: on one screen, with all flags a word away."""
 
 import argparse
+from typing import Any
 
 
 class WideHelp(argparse.RawDescriptionHelpFormatter):
-    """Help with room for long flags, one line each, so that it fits on a screen.
+    """Help with room for long flags, one line each.
 
     Args:
         prog: Name of the command, from argparse.
@@ -12,3 +13,62 @@ class WideHelp(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=116)
+
+
+class HelpParser(argparse.ArgumentParser):
+    """A parser whose `--help` fits on a screen: of groups that few need it names the flags, and `--help-all` tells all.
+
+    Args:
+        rare: How the titles of those groups begin.
+        arguments: As argparse's own parser takes them.
+    """
+
+    def __init__(self, *, rare: tuple[str, ...] = (), **arguments: Any) -> None:
+        super().__init__(formatter_class=WideHelp, **arguments)
+        self._rare = rare
+        if rare:
+            self.add_argument("--help-all", action=_HelpAll, help="show every flag with what it does, and exit")
+
+    def format_help(self) -> str:
+        """The help on one screen."""
+        return self.format_groups(self._rare)
+
+    def format_groups(self, rare: tuple[str, ...]) -> str:
+        """The help, with the flags alone of groups whose titles begin so.
+
+        Args:
+            rare: Beginnings of titles; `()` tells everything.
+        """
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            actions = group._group_actions  # noqa: SLF001  (argparse has no other name for them)
+            if rare and (group.title or "").startswith(rare):
+                formatter.start_section(f"{group.title} (--help-all tells more)")
+                formatter.add_text(_names(actions))
+            else:
+                formatter.start_section(group.title)
+                formatter.add_text(group.description)
+                formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+
+class _HelpAll(argparse.Action):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **arguments)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        print(parser.format_groups(()) if isinstance(parser, HelpParser) else parser.format_help(), end="")
+        parser.exit()
+
+
+def _names(actions: list[argparse.Action], width: int = 112) -> str:
+    """The long flags, in lines of at most so many characters."""
+    lines = [""]
+    for action in actions:
+        flag = action.option_strings[-1]
+        lines[-1:] = [lines[-1], flag] if len(lines[-1]) + len(flag) > width - 2 else [f"{lines[-1]} {flag}".strip()]
+    return "\n".join(lines)

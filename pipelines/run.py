@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.batch.arguments import (
+    RARE_GROUPS,
     add_input_arguments,
     add_policy_arguments,
     add_request_arguments,
@@ -24,7 +25,7 @@ from clients.batch.arguments import (
     template_of,
 )
 from clients.errors import LLMInferenceError
-from clients.wide_help import WideHelp
+from clients.wide_help import HelpParser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,12 +239,12 @@ def _unnamed_cause(place: "Workplace") -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = HelpParser(
         prog="python -m pipelines.run",
         usage="python -m pipelines.run --prompts FILE [--url URL | --gguf PATH | --host URL] [...]",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=WideHelp,
+        rare=RARE_GROUPS,
     )
     add_input_arguments(parser)
     where = parser.add_argument_group("where the model answers")

@@ -72,7 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _create(words: list[str]) -> None:
+    from clients.batch.arguments import RARE_GROUPS
     from pipelines.remote.arguments import (
+        KUBEFLOW_GROUP,
         Given,
         access_of,
         add_access_arguments,
@@ -83,7 +85,8 @@ def _create(words: list[str]) -> None:
     from pipelines.remote.connection import Connection
     from pipelines.remote.parameters import Package
 
-    parser = _parser("create", "Make a schedule, or change the one of that name.", _CREATE_EXAMPLES)
+    rare = (*RARE_GROUPS, KUBEFLOW_GROUP, "request fields")
+    parser = _parser("create", "Make a schedule, or change the one of that name.", _CREATE_EXAMPLES, rare=rare)
     parser.usage = f'{parser.prog} --cron "0 2 * * *" --prompts FILE|URI [--name NAME] [--url URL] [...]'
     when = parser.add_argument_group("when")
     when.add_argument("--cron", metavar="TEXT", required=True, help="five fields in quotes, or @daily and the like")
@@ -295,12 +298,10 @@ def _print_table(rows: Iterable[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _parser(command: str, what: str, examples: str) -> argparse.ArgumentParser:
-    from clients.wide_help import WideHelp
+def _parser(command: str, what: str, examples: str, *, rare: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    from clients.wide_help import HelpParser
 
-    return argparse.ArgumentParser(
-        prog=f"python -m pipelines.schedule {command}", description=what, epilog=examples, formatter_class=WideHelp
-    )
+    return HelpParser(prog=f"python -m pipelines.schedule {command}", description=what, epilog=examples, rare=rare)
 
 
 def _top_parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.batch.arguments import (
+    RARE_GROUPS,
     add_input_arguments,
     add_policy_arguments,
     add_request_arguments,
@@ -24,7 +25,7 @@ from clients.batch.arguments import (
     template_of,
 )
 from clients.batch.footprint import keep_small
-from clients.wide_help import WideHelp
+from clients.wide_help import HelpParser
 
 if TYPE_CHECKING:
     from clients.workplace import Workplace
@@ -191,12 +192,12 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = HelpParser(
         prog="python -m clients.batch",
         usage="python -m clients.batch --prompts FILE --url URL [--output DIR] [...]",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=WideHelp,
+        rare=RARE_GROUPS,
     )
     add_input_arguments(parser)
     parser.add_argument(

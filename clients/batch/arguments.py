@@ -11,6 +11,9 @@ from clients.errors import SettingsError
 from clients.prompts.template import Template
 from clients.tracing.settings import CONTENTS
 
+#: Beginnings of the titles of groups that few need; see `clients.wide_help.HelpParser`.
+RARE_GROUPS = ("answers that are not ok", "what others see")
+
 
 def local_path(text: str) -> Path:
     """Type of a flag that takes a path on this machine, not an address."""

@@ -17,6 +17,9 @@ from clients.storage import is_uri
 from pipelines.remote.parameters import Package
 from pipelines.settings import Access, access
 
+#: Title of the flags that are for Kubeflow alone.
+KUBEFLOW_GROUP = "how Kubeflow runs it"
+
 
 class _NotGiven:
     """Stands in a namespace where a flag was not given, whatever its default is."""
@@ -103,7 +106,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     add_request_arguments(parser)
     _add_run_arguments(parser)
     add_policy_arguments(parser)
-    kubeflow = parser.add_argument_group("how Kubeflow runs it")
+    kubeflow = parser.add_argument_group(KUBEFLOW_GROUP)
     kubeflow.add_argument("--image", metavar="IMAGE", default="", help="of the steps; see Dockerfile (default: Python)")
     kubeflow.add_argument("--experiment", metavar="NAME", default="Default", help="experiment (default: %(default)s)")
     kubeflow.add_argument("--service-account", metavar="NAME", default="", help="account of the pods")

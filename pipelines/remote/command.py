@@ -11,14 +11,16 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from clients.batch.arguments import RARE_GROUPS
 from clients.display import RunView, error_line
 from clients.errors import LLMInferenceError, SettingsError
 from clients.events import log_to_stderr
 from clients.results import format as fmt
 from clients.steps.interrupts import InterruptedRunError, interruptible
-from clients.wide_help import WideHelp
+from clients.wide_help import HelpParser
 from pipelines.remote.api import RemoteError
 from pipelines.remote.arguments import (
+    KUBEFLOW_GROUP,
     Given,
     access_of,
     add_access_arguments,
@@ -232,13 +234,13 @@ def _say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = HelpParser(
         prog="python -m pipelines.run --host URL",
         usage="python -m pipelines.run --host URL --prompts FILE|URI [--url URL] [...]",
         description="Run the batch pipeline on Kubeflow: submit it, follow it, exit with its result. Ctrl-C stops "
         "following; the run goes on.",
         epilog=_EXAMPLES,
-        formatter_class=WideHelp,
+        rare=(*RARE_GROUPS, KUBEFLOW_GROUP),
     )
     add_access_arguments(parser, optional_value=True)
     what = parser.add_argument_group("what to do")

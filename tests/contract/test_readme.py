@@ -82,8 +82,13 @@ def commands() -> list[str]:
 
 
 def help_of(*command: str) -> str:
-    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout
+    """All that a command's help tells, on one screen or on several."""
+    found = ""
+    for flag in ("--help", "--help-all"):
+        if flag == "--help" or "--help-all" in found:
+            words = [sys.executable, *command, flag]
+            found += subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return found
 
 
 def flags(text: str) -> set[str]:
@@ -136,6 +141,14 @@ def test_the_events_are_those_of_the_engine(text: str, header: str) -> None:
     assert set(first_cells(text, header)) == emitted
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_help_of_a_command_fits_on_a_screen(command: tuple[str, ...]) -> None:
+    words = [sys.executable, *command, "--help"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(found) <= 66
+    assert max(map(len, found)) <= 120
+
+
 def test_every_flag_named_exists() -> None:
     known = flags("".join(help_of(*command) for command in COMMANDS))
     others = {"--constraint", "--from-literal", "--previous", "--enable-expert-parallel"}  # of pip, kubectl and vLLM
@@ -157,7 +170,7 @@ def test_the_causes_are_those_of_the_diagnosis(text: str, header: str) -> None:
     [("clients.batch",), ("pipelines.run",), ("pipelines.run", "--host", "x"), ("pipelines.schedule", "create")],
 )
 def test_every_flag_of_a_run_is_documented(command: tuple[str, ...]) -> None:
-    assert flags(help_of("-m", *command)) - {"--help"} <= flags(ALL_ENGLISH)
+    assert flags(help_of("-m", *command)) - {"--help", "--help-all"} <= flags(ALL_ENGLISH)
 
 
 @pytest.mark.parametrize("text", [PARAMETERS_ENGLISH, PARAMETERS_KOREAN])
