@@ -1,6 +1,8 @@
 """What every test may rely on."""
 
+import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -24,3 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(place) for place in _AGAINST_CUT_SERVERS):
             item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+
+
+@pytest.fixture(autouse=True)
+def events_go_nowhere_afterwards() -> Iterator[None]:
+    """A command that is called within a test chooses where events go; the next test starts without that choice."""
+    logger = logging.getLogger("clients")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])

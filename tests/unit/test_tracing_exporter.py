@@ -179,6 +179,7 @@ def test_nothing_is_sent_before_a_retry_after_has_passed(sink: OtlpSink, tmp_pat
     with tracing(sink, tmp_path, flush_at=1) as tracer:
         trace(tracer, [0])
         sink.wait_for(lambda: sink.posts() == 1)
+        time.sleep(0.3)  # until the answer is there, too
         trace(tracer, range(1, 6))
         assert tracer.close() == counts(exported=6)
     pauses = [after - before for before, after in zip(sink.times, sink.times[1:], strict=False)]
