@@ -80,9 +80,7 @@ def engine_over(
 async def test_rows_are_kept_within_about_a_second_and_the_rest_on_leaving(ledger: Ledger, tmp_path: Path) -> None:
     async with Committer(ledger) as committer:
         committer.add(result(0))
-        async with asyncio.timeout(5):  # on a busy machine; a second on others
-            while ledger.unanswered() == 10_000:
-                await asyncio.sleep(0.05)
+        await asyncio.sleep(2.5)  # time enough on a busy machine, too
         assert ledger.unanswered() == 9_999
         committer.add(result(1))
     assert kept(tmp_path) == [0, 1]
