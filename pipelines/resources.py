@@ -2,18 +2,7 @@
 
 from kfp import dsl, kubernetes
 
-#: Where a stock Kubeflow has the keys of its own artifact store, in every namespace that runs pipelines.
-_ARTIFACT_STORE = "mlpipeline-minio-artifact"
-_ARTIFACT_KEYS = {"accesskey": "KLLM_STORE_ACCESS_KEY", "secretkey": "KLLM_STORE_SECRET_KEY"}
-
-_STORAGE = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-)
-_LANGFUSE = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY", "LANGFUSE_BASE_URL", "LANGFUSE_HOST")
+from clients.steps.secrets import ARTIFACT_STORE, MOUNT_ROOT
 
 
 def prepare(
@@ -48,19 +37,20 @@ def with_stores(task: dsl.PipelineTask, secret: str) -> dsl.PipelineTask:
         task: The task.
         secret: Name of the Secret; a pipeline parameter.
     """
-    _from_secret(task, _ARTIFACT_STORE, _ARTIFACT_KEYS)
-    return _from_secret(task, secret, {key: key for key in _STORAGE})
+    _mount(task, ARTIFACT_STORE, "artifact-store")
+    return _mount(task, secret, "storage")
 
 
 def with_endpoint_key(task: dsl.PipelineTask, secret: str) -> dsl.PipelineTask:
     """Let a task use the key of the endpoint, if there is a Secret of this name."""
-    return _from_secret(task, secret, {"OPENAI_API_KEY": "OPENAI_API_KEY"})
+    return _mount(task, secret, "endpoint")
 
 
 def with_langfuse(task: dsl.PipelineTask, secret: str) -> dsl.PipelineTask:
     """Let a task trace in Langfuse, if there is a Secret of this name."""
-    return _from_secret(task, secret, {key: key for key in _LANGFUSE})
+    return _mount(task, secret, "langfuse")
 
 
-def _from_secret(task: dsl.PipelineTask, secret: str, variables: dict[str, str]) -> dsl.PipelineTask:
-    return kubernetes.use_secret_as_env(task, secret, variables, optional=True)
+def _mount(task: dsl.PipelineTask, secret: str, folder: str) -> dsl.PipelineTask:
+    """Give a task a Secret as files; see `clients.steps.secrets`."""
+    return kubernetes.use_secret_as_volume(task, secret, f"{MOUNT_ROOT}/{folder}", optional=True)

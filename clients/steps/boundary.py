@@ -9,6 +9,7 @@ from typing import Any
 from clients.errors import LLMInferenceError
 from clients.events import emit, log_to_stderr
 from clients.steps.interrupts import interruptible
+from clients.steps.secrets import mounted
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,9 @@ def step(name: str) -> Iterator[None]:
     """
     if not logging.getLogger("clients").handlers:  # a pod; elsewhere an entry point has chosen where events go
         log_to_stderr()
+    for variable, value in mounted().items():
+        if not os.environ.get(variable):
+            os.environ[variable] = value  # where the libraries look, too
     emit(logger, "step.started", step=name)
     try:
         with interruptible():

@@ -1,7 +1,8 @@
 """The flags of commands that talk to a Kubeflow Pipelines API, and the pipeline's arguments that they make."""
 
 import argparse
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from clients.batch.arguments import (
     template_of,
 )
 from clients.errors import SettingsError
+from clients.steps.secrets import ARTIFACT_STORE
 from clients.storage import is_uri
 from pipelines.remote.parameters import Package
 from pipelines.settings import Access, access
@@ -186,7 +188,24 @@ def check_job(given: Given, package: Package, earlier: dict[str, Any]) -> dict[s
     """
     found = job_arguments(given, package, earlier)
     package.check(found | ({"prompts": ""} if given.options.prompts else {}))
+    _check_secrets(found, package)
     return found
+
+
+def _check_secrets(arguments: Mapping[str, Any], package: Package) -> None:
+    """Refuse names of Secrets with which no pod starts: Kubeflow names a pod's volumes after them."""
+    names = {
+        parameter: str(arguments.get(parameter, package.inputs[parameter].get("defaultValue", "")))
+        for parameter in ("storage_secret", "endpoint_secret", "langfuse_secret")
+        if parameter in package.inputs
+    }
+    for parameter, name in names.items():
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+            raise SettingsError(
+                f"{parameter} must be at most 63 of a-z, 0-9 and -, found {name!r}. Leave it out if there is no Secret"
+            )
+        if list(names.values()).count(name) > 1 or name == ARTIFACT_STORE:
+            raise SettingsError(f"{parameter} {name!r} is in use for something else: give each its own Secret")
 
 
 def package_name(given: Given) -> str:

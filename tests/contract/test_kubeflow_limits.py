@@ -18,6 +18,7 @@ from clients.prompts.plan import MOST_PODS, shards_of, unpack
 from clients.prompts.rows import JobDefaults
 from clients.prompts.start import Start
 from clients.steps.plan_shards import plan_shards
+from clients.steps.secrets import SECRETS
 from pipelines.remote.staging import MAX_INLINE
 from tests.contract.test_compiled import FILES, spec, tasks
 
@@ -171,14 +172,34 @@ def platform(path: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the driver of 2.14 refuses secretAsEnv.optional (kubeflow/pipelines #12495); 2.15 takes it"
-)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_field_for_kubernetes_is_known_to_the_driver_of_2_14(path: Path) -> None:
+    """It refuses `secretAsEnv.optional` (kubeflow/pipelines #12495), but takes `secretAsVolume.optional`."""
     known = json.loads((DATA / "pipeline_fields_2_14.json").read_text(encoding="utf-8"))["kubernetes"]
     for step, config in platform(path).items():
         assert config.keys() <= known.keys(), step
         for field, inner in config.items():
             for one in inner if isinstance(inner, list) else [inner]:
                 assert one.keys() <= set(known[field]), (step, field)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_pod_starts_without_any_of_its_secrets(path: Path) -> None:
+    for step, config in platform(path).items():
+        mounts = config["secretAsVolume"]
+        assert all(one["optional"] for one in mounts), step
+        assert len({one["mountPath"] for one in mounts}) == len(mounts), step
+        assert {Path(one["mountPath"]).name for one in mounts} <= SECRETS.keys(), step
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_names_of_secrets_are_parameters_of_the_pipeline_around_the_step(path: Path) -> None:
+    around = {
+        task["componentRef"]["name"]: set(component.get("inputDefinitions", {}).get("parameters", {}))
+        for component in [spec(path)["root"], *spec(path)["components"].values()]
+        for task in component.get("dag", {}).get("tasks", {}).values()
+    }
+    for step, config in platform(path).items():
+        for one in config["secretAsVolume"]:
+            name = one["secretNameParameter"].get("componentInputParameter")
+            assert name is None or name in around[f"comp-{step.removeprefix('exec-')}"], (step, name)

@@ -232,6 +232,11 @@ class TestSubmission:
             (("--retry", "nonsense"), "'nonsense' is no outcome"),
             (("--fresh", "--state", "s3://b/state"), "with --state, give another folder instead"),
             (("--fresh", "--reuse"), "not allowed with argument"),
+            (("--set", "storage_secret=my.secret"), "storage_secret must be at most 63 of a-z, 0-9 and -"),
+            (
+                ("--set", "storage_secret=langfuse-credentials"),
+                "is in use for something else: give each its own Secret",
+            ),
             (("--namespace", "ml", "--prompts", "none.jsonl"), "no such file: none.jsonl"),
         ],
     )
