@@ -46,7 +46,7 @@ def loading() -> list[str]:
 
 def compiling() -> list[str]:
     worker, engine = "Worker_TP0 pid=312", "EngineCore_DP0 pid=271"
-    cache = "/root/.cache/vllm/torch_compile_cache/7b98594710/rank_0_0/backbone"
+    cache = "/cache/vllm/torch_compile_cache/7b98594710/rank_0_0/backbone"
     graphs = [
         f"({worker}) Capturing CUDA graphs (mixed prefill-decode, PIECEWISE): {100 * n // 51:3d}%|{'█' * (n // 6)}"
         f"| {n}/51 [00:{n // 5:02d}<00:{(51 - n) // 5:02d},  5.02it/s]"
