@@ -8,7 +8,7 @@ from clients.steps.secrets import ARTIFACT_STORE, MOUNT_ROOT
 def prepare(
     task: dsl.PipelineTask, name: str, *, image: str, cpu: str = "500m", memory: str = "512Mi"
 ) -> dsl.PipelineTask:
-    """Give a task what every task of ours has: a name in the UI, an image, requests and limits, and no caching.
+    """Give a task what every task of ours has: a name in the UI, a label, an image, resources, and no caching.
 
     A cached task would hand on the result of an earlier run: an endpoint that is gone, answers to other prompts.
 
@@ -19,6 +19,7 @@ def prepare(
         cpu: Requested CPU, as Kubernetes writes it. Not limited: a throttled engine leaves GPUs idle.
         memory: Requested memory, as Kubernetes writes it; the limit is four times as much.
     """
+    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "kubeflow-llm-inference")
     number, unit = int(memory[:-2]), memory[-2:]
     return (
         task.set_display_name(name)

@@ -184,9 +184,17 @@ def test_every_field_for_kubernetes_is_known_to_the_driver_of_2_14(path: Path) -
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_pod_is_found_by_a_label(path: Path) -> None:
+    label = {"app.kubernetes.io/part-of": "kubeflow-llm-inference"}
+    assert {step: config["podMetadata"]["labels"] for step, config in platform(path).items()} == dict.fromkeys(
+        spec(path)["deploymentSpec"]["executors"], label
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_pod_starts_without_any_of_its_secrets(path: Path) -> None:
     for step, config in platform(path).items():
-        mounts = config["secretAsVolume"]
+        mounts = config.get("secretAsVolume", [])
         assert all(one["optional"] for one in mounts), step
         assert len({one["mountPath"] for one in mounts}) == len(mounts), step
         assert {Path(one["mountPath"]).name for one in mounts} <= SECRETS.keys(), step
@@ -200,6 +208,6 @@ def test_names_of_secrets_are_parameters_of_the_pipeline_around_the_step(path: P
         for task in component.get("dag", {}).get("tasks", {}).values()
     }
     for step, config in platform(path).items():
-        for one in config["secretAsVolume"]:
+        for one in config.get("secretAsVolume", []):
             name = one["secretNameParameter"].get("componentInputParameter")
             assert name is None or name in around[f"comp-{step.removeprefix('exec-')}"], (step, name)
