@@ -183,6 +183,7 @@ def test_a_step_that_runs_what_shards_left_may_be_killed_at_each_of_its_writes(
     assert set(sent[ROWS // 2 :]) == {2}, "once more for the answers that were not committed yet"
 
 
+@pytest.mark.slow
 def test_steps_that_are_killed_at_each_of_their_writes_and_tried_again_do_no_harm(
     world: World, undisturbed: list[list[Any]]
 ) -> None:

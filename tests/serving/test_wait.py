@@ -155,6 +155,7 @@ def test_a_service_that_is_deleted_meanwhile_ends_the_wait(tmp_path: Path) -> No
             waited(cluster, service, 20.0)
 
 
+@pytest.mark.slow
 def test_the_hold_is_renewed_while_it_waits(tmp_path: Path) -> None:
     with FakeCluster(scenario="loading", speed=100) as fake, started(tmp_path, fake) as cluster:
         service = deployed(cluster, lease_s=4.0)

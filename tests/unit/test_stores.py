@@ -121,7 +121,9 @@ def test_a_part_of_a_file_is_all_that_is_read_of_it(store: ObjectStore, folder: 
 
 
 @pytest.mark.parametrize("trouble", ["slow", "internal", "reset"])
-@pytest.mark.parametrize("size", [1, 50, 5000])
+@pytest.mark.parametrize(
+    "size", [pytest.param(1, marks=pytest.mark.slow), 50, pytest.param(5000, marks=pytest.mark.slow)]
+)
 def test_what_passes_is_waited_for_whatever_is_done(
     store: ObjectStore, folder: Folder, trouble: str, size: int
 ) -> None:

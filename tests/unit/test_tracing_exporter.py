@@ -437,7 +437,7 @@ def test_without_a_place_to_keep_them_rows_are_dropped_and_counted(sink: OtlpSin
 
 def test_a_damaged_file_is_dropped_and_holds_up_nothing(sink: OtlpSink, tmp_path: Path) -> None:
     (tmp_path / "1-000001-7.otlp.gz").write_bytes(b"garbage")
-    with tracing(sink, tmp_path) as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path) as tracer:
         trace(tracer, range(5))
         assert tracer.close() == counts(exported=5)
     assert files(tmp_path) == []
