@@ -84,6 +84,7 @@ def wait_for(fact: Callable[[], Any], timeout_s: float = 30.0) -> None:
 
 
 class TestReplicas:
+    @pytest.mark.slow
     def test_those_behind_one_address_get_equal_shares_and_none_idles(self, tmp_path: Path) -> None:
         write_prompts(tmp_path, 1200)
         with FakeServer(*QUICK, "--replicas", "4", "--slots", "16") as server:
@@ -188,7 +189,8 @@ KINDS = (
 
 
 class TestFaults:
-    @pytest.mark.parametrize("seed", ["1", pytest.param("2", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", ["1", "2"])
     def test_every_answerable_row_is_answered_and_every_wish_to_wait_heard(self, tmp_path: Path, seed: str) -> None:
         write_prompts(tmp_path, 800)
         with FakeServer(*QUICK, "--slots", "64", "--faults", KINDS, "--seed", seed) as server:

@@ -177,6 +177,7 @@ def test_no_pod_carries_what_is_for_python() -> None:
         assert "clients/api.py" not in text
 
 
+@pytest.mark.slow
 def test_what_the_page_imports_is_there() -> None:
     page = (ROOT / "docs/kubeflow.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)

@@ -49,7 +49,7 @@ def counts(**fields: int) -> TraceCounts:
 
 
 def test_committed_rows_arrive_once_each_and_the_shard_has_a_summary(sink: OtlpSink, tmp_path: Path) -> None:
-    with tracing(sink, tmp_path) as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path) as tracer:
         trace(tracer, range(700))
         trace(tracer, [700], outcome=Outcome.FAILED, content=None, error_code="timeout")
         found = tracer.close(facts={"reused": 4})
@@ -164,7 +164,7 @@ def test_nothing_is_lost_at_ten_thousand_rows_a_second_when_every_answer_takes_l
 )
 def test_what_the_server_cannot_take_now_is_sent_again(sink: OtlpSink, tmp_path: Path, script: list[str]) -> None:
     sink.script = list(script)
-    with tracing(sink, tmp_path) as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path) as tracer:
         trace(tracer, range(5))
         assert tracer.close() == counts(exported=5)
     assert sink.row_numbers() == [0, 1, 2, 3, 4]
@@ -243,7 +243,7 @@ def test_a_batch_that_fails_again_and_again_is_kept_and_sent_once_the_server_is_
 
 
 def test_refused_keys_are_told_once_with_a_mend_and_all_rows_are_kept(sink: OtlpSink, tmp_path: Path) -> None:
-    with tracing(sink, tmp_path, flush_at=10, secret_key="sk-lf-wrong") as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path, flush_at=10, secret_key="sk-lf-wrong") as tracer:
         trace(tracer, range(200))
         sink.wait_for(lambda: rows_kept(tmp_path) == 200)
         trace(tracer, range(200, 250))
@@ -265,7 +265,7 @@ def test_an_address_that_takes_no_traces_is_told_and_the_rows_are_kept(
     sink: OtlpSink, tmp_path: Path, status: str
 ) -> None:
     sink.default = status
-    with tracing(sink, tmp_path) as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path) as tracer:
         trace(tracer, range(5))
         assert tracer.close() == counts(spooled=5)
     assert [event["event"] for event in told] == ["tracing.refused", "tracing.closed"]
@@ -274,7 +274,7 @@ def test_an_address_that_takes_no_traces_is_told_and_the_rows_are_kept(
 
 def test_one_malformed_span_costs_no_other_one(sink: OtlpSink, tmp_path: Path) -> None:
     sink.refuse = lambda span: span.attributes.get("langfuse.observation.metadata.row") in ("0", "77")
-    with tracing(sink, tmp_path) as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path) as tracer:
         trace(tracer, range(200))
         assert tracer.close() == counts(exported=198, dropped=2)
     assert sink.row_numbers() == [row for row in range(200) if row not in (0, 77)]
@@ -286,7 +286,7 @@ def test_a_server_that_calls_everything_malformed_gets_no_thousand_requests_and_
     sink: OtlpSink, tmp_path: Path
 ) -> None:
     sink.default = "400"
-    with tracing(sink, tmp_path) as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path) as tracer:
         trace(tracer, range(500))
         assert tracer.close() == counts(spooled=500)
     assert rows_kept(tmp_path) == 500
@@ -306,7 +306,7 @@ def test_a_batch_that_is_too_large_is_divided_and_a_row_that_is_too_large_is_cut
     sink: OtlpSink, tmp_path: Path
 ) -> None:
     sink.max_body, sink.max_span = 200_000, 60_000
-    with tracing(sink, tmp_path) as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path) as tracer:
         trace(tracer, range(100), "x" * 10_000)
         trace(tracer, [100], "y" * 100_000)
         assert tracer.close() == counts(exported=101)
@@ -339,7 +339,7 @@ def test_a_dead_server_delays_the_end_by_little_and_the_next_run_sends_what_was_
     sink: OtlpSink, tmp_path: Path
 ) -> None:
     sink.down()
-    with tracing(sink, tmp_path) as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path) as tracer:
         began = time.monotonic()
         trace(tracer, range(1000))
         assert time.monotonic() - began < 0.5
@@ -429,7 +429,7 @@ def test_rows_that_come_faster_than_they_can_be_kept_are_counted_as_dropped(
 def test_without_a_place_to_keep_them_rows_are_dropped_and_counted(sink: OtlpSink, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     sink.down()
-    with tracing(sink, tmp_path / "file/inside") as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path / "file/inside") as tracer:
         trace(tracer, range(5))
         assert tracer.close() == counts(dropped=5)
     assert "cannot write" in next(event["reason"] for event in told if event["event"] == "tracing.dropped")
@@ -637,7 +637,7 @@ def test_a_defect_in_tracing_never_reaches_the_rows(
     def broken(*_: Any) -> None:
         raise RuntimeError("a defect")
 
-    with tracing(sink, tmp_path) as tracer, events() as told:
+    with events() as told, tracing(sink, tmp_path) as tracer:
         rows = [result(1), result(2)]
         tracer.finished(request(1), rows[0])
         tracer.finished(request(2), rows[1])
