@@ -113,8 +113,25 @@ def document(results: dict[str, list[Measurement]], *, quick: bool, seconds: flo
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write the file."""
+    """Write the file; benchmarks that were not run this time keep what stands there, with the date of their run."""
+    before = _earlier(path)
+    kept = {name: rows for name, rows in before.get("benchmarks", {}).items() if name not in content["benchmarks"]}
+    if kept and before.get("quick") == content["quick"]:
+        dates = before.get("dates", {})
+        content = {
+            **content,
+            "dates": {name: dates.get(name, before["date"]) for name in kept},
+            "benchmarks": {**kept, **content["benchmarks"]},
+        }
     path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _number(value: float, unit: str, *, brief: bool = False) -> str:

@@ -9,6 +9,7 @@ from clients.batch.budgets import Budgets
 from clients.batch.policies import Policies
 from clients.errors import SettingsError
 from clients.records import Outcome
+from clients.storage.addresses import shown
 from clients.tracing.settings import CONTENTS, Content
 
 
@@ -145,7 +146,7 @@ def _check_url(name: str, url: str) -> None:
     except ValueError:
         sound = False
     if not sound or not url.isascii() or any(mark.isspace() for mark in url):
-        raise SettingsError(f"{name} must be an address such as http://HOST:PORT, found {url!r}")
+        raise SettingsError(f"{name} must be an address such as http://HOST:PORT, found {shown(url)!r}")
 
 
 def outcomes(value: Any, where: str) -> frozenset[Outcome]:

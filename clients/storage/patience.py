@@ -1,8 +1,9 @@
 """Reading from a store in trouble, where Arrow gives up at once."""
 
-import io
 import time
 from typing import Any
+
+from clients.storage.seekable import SeekableFile
 
 #: Seconds before each further try.
 _PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
@@ -26,22 +27,10 @@ def patient(store: Any, path: str) -> Any:
     return _PatientFile(file) if store.type_name == "s3" else file
 
 
-class _PatientFile(io.RawIOBase):
+class _PatientFile(SeekableFile):
     def __init__(self, file: Any) -> None:
-        self._file, self._at, self._size = file, 0, file.size()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
+        super().__init__(file.size())
+        self._file = file
 
     def read(self, size: int = -1) -> bytes:
         """Read on, up to the end without a size."""

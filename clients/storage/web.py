@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from clients.errors import PromptsError
 from clients.storage.addresses import shown
+from clients.storage.seekable import SeekableFile
 
 #: Seconds before each further try: a server that is restarted, or says 503, is back by then.
 _PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
@@ -47,26 +48,13 @@ def open_web(address: str, *, buffer_bytes: int) -> BinaryIO:
     return file.whole()
 
 
-class _WebFile(io.RawIOBase):
+class _WebFile(SeekableFile):
     def __init__(self, address: str) -> None:
         self._address = address
-        self._at = self._from = 0  # where the reader is, and where the open answer is
+        self._from = 0  # where the open answer is, while `_at` is where the reader is
         self._answer: Any = self._ask(0)
-        self._size = _size(self._answer) if self._answer.status == 206 else 0
+        super().__init__(_size(self._answer) if self._answer.status == 206 else 0)
         self.has_ranges = self._size > 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
 
     def readinto(self, buffer: Any) -> int:
         """Read on; a connection that breaks is made anew where it broke."""

@@ -167,3 +167,20 @@ def test_a_table_shows_targets_and_marks(capsys: pytest.CaptureFixture[str]) -> 
     assert "✓ met" in shown
     assert "12,345 rows" in shown
     assert "✗ missed" in shown
+
+
+def test_benchmarks_that_were_not_run_again_keep_their_results_and_date(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("no json")
+    first = {"date": "d1", "quick": False, "benchmarks": {"cpu": [1], "tail": [2]}}
+    report.save(path, first)
+    report.save(path, {"date": "d2", "quick": False, "benchmarks": {"tail": [3]}})
+    report.save(path, {"date": "d3", "quick": False, "benchmarks": {"kill": [4]}})
+    assert json.loads(path.read_text()) == {
+        "date": "d3",
+        "quick": False,
+        "benchmarks": {"cpu": [1], "tail": [3], "kill": [4]},
+        "dates": {"cpu": "d1", "tail": "d2"},
+    }
+    report.save(path, {"date": "d4", "quick": True, "benchmarks": {"cpu": [5]}})
+    assert json.loads(path.read_text())["benchmarks"] == {"cpu": [5]}
