@@ -110,8 +110,8 @@ class Observer:
                 continue
             before = self._tail(name, container, previous=True) if _restarts(pod) else ""
             now = self._tail(name, container)
-            if _is_down(pod):
-                self._logs[name] = before or now
+            if _is_down(pod):  # or was, a moment ago: what runs now may have nothing to say yet
+                self._logs[name] = before or now or self._tail(name, container, previous=True)
             else:
                 self._logs[name], self._died[name] = now, before
 
@@ -173,7 +173,8 @@ def _is_down(pod: Object) -> bool:
     """Whether the main container has ended and no other runs in its place."""
     status = _main_status(pod)
     state = status.get("state") or {}
-    return "running" not in state and ("terminated" in state or bool(status.get("restartCount")))
+    has_died = "terminated" in state or "terminated" in (status.get("lastState") or {})
+    return "running" not in state and (has_died or bool(status.get("restartCount")))
 
 
 def _main_status(pod: Object) -> Object:

@@ -59,9 +59,8 @@ def unschedulable(pod: Object, evidence: Evidence, wanted: int) -> Cause | None:
 def _claim(pod: Object, said: str, age: float) -> Cause | None:
     """The claims for storage that keep a pod from being placed."""
     if found := re.search(r'persistentvolumeclaim "([^"]{1,253})" (not found|is being deleted)', said):
-        message = (
-            f"pod {name_of(pod)} cannot be placed: claim {quoted(found[1])} {found[2]}. Create it (pvc-model.yaml)"
-        )
+        facts = f"pod {name_of(pod)} cannot be placed: claim {quoted(found[1])} {found[2]}"
+        message = f"{facts}. Create it (kserve/vllm/pvc-model.yaml)"
         return Cause(kind="claim_missing", message=message, fatal=age >= _CLAIM_S)
     if "unbound immediate PersistentVolumeClaims" in said:
         message = f"pod {name_of(pod)} waits for a claim that has no volume yet (kubectl describe pvc)"
