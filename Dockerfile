@@ -12,7 +12,7 @@ FROM python:3.11.14-slim-bookworm
 COPY constraints.txt /tmp/constraints.txt
 RUN python3 -m pip install --no-cache-dir --no-deps --disable-pip-version-check --root-user-action ignore \
     --constraint /tmp/constraints.txt \
-    kfp orjson pyarrow \
+    kfp pyppmd orjson pyarrow \
     httptools uvloop jsonschema attrs jsonschema-specifications referencing rpds-py typing_extensions \
     lightkube lightkube-models msgspec PyYAML httpx2 httpcore2 anyio h11 h2 hpack hyperframe idna truststore wsproto
 

@@ -41,6 +41,7 @@ setup(
         "pandas>=2.2,<4",
         "pyarrow>=21",
         "httptools>=0.6",
+        "pyppmd>=1.1,<2",  # packs the code that travels in compiled pipelines
         "orjson>=3.10,<4",
         "uvloop>=0.21; platform_system != 'Windows'",
         "jsonschema>=4.23,<5",

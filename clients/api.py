@@ -126,14 +126,7 @@ def run_batch(
     words += [f"--param={name}={json.dumps(value)}" for name, value in (request_defaults or {}).items()]
     before = _written(folder)
     exit_code, said = _run([*words, *_options(options or {})], on_event)
-    if exit_code == SettingsError.exit_code:
-        raise SettingsError(said)
-    result = None
-    if _written(folder) != before:
-        result = BatchResult(folder, json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    if exit_code or result is None:
-        raise BatchFailedError(said, exit_code=exit_code or 1, result=result)
-    return result
+    return _outcome(exit_code, said, folder, before)
 
 
 def read_results(location: str | Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
@@ -150,9 +143,9 @@ def read_results(location: str | Path, columns: Sequence[str] | None = None) -> 
     import pyarrow as pa
     from pyarrow import dataset, fs
 
-    from clients.steps.stores import reach_stores
+    from clients.steps.store_access import reach_stores
     from clients.storage import is_uri, refusals
-    from clients.storage.stores import connect
+    from clients.storage.object_stores import connect
 
     place = str(location)
     with refusals("read", place):
@@ -237,12 +230,29 @@ def _run(words: Sequence[str], on_event: Callable[[Mapping[str, Any]], None] | N
                     said = line.strip() or said
                 elif on_event is not None:
                     on_event(event)
-        except BaseException:
+        except BaseException:  # Ctrl-C, or whatever `on_event` raises
             process.send_signal(signal.SIGINT)  # a notebook's interrupt reaches only us; it then keeps what it has
             for _ in process.stderr or ():
                 pass  # and may say so: a pipe that nobody reads would end it at once
             raise
     return process.returncode, said.rpartition("error: ")[2]
+
+
+def _outcome(exit_code: int, said: str, folder: Path, before: int) -> BatchResult:
+    """What the end of the engine means; `before` is what `_written` found at its start.
+
+    Raises:
+        SettingsError: an argument cannot be used.
+        BatchFailedError: the batch failed, or left no results.
+    """
+    if exit_code == SettingsError.exit_code:
+        raise SettingsError(said)
+    result = None
+    if _written(folder) != before:
+        result = BatchResult(folder, json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    if exit_code or result is None:
+        raise BatchFailedError(said, exit_code=exit_code or 1, result=result)
+    return result
 
 
 def _written(folder: Path) -> int:

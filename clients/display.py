@@ -187,7 +187,14 @@ class RunView:
 def print_summary(
     summary: "Summary", folder: Path, console: Console | None = None, *, batch_output: Path | None = None
 ) -> None:
-    """Print how the run went, where its files are, and what to type next."""
+    """Print how the run went, where its files are, and what to type next.
+
+    Args:
+        summary: What stands in summary.json.
+        folder: Where the results are.
+        console: None prints to stdout.
+        batch_output: File in the form of OpenAI's Batch API; None when there is none.
+    """
     console = console or Console(highlight=False)
     facts = [fmt.counted(summary["rows"], "row"), fmt.duration(summary["duration_s"])]
     if summary["rows_per_s"]:

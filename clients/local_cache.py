@@ -72,6 +72,11 @@ def cache_folder() -> Path:
 def ensure(artifact: Artifact, folder: Path, report: Callable[[str], None]) -> None:
     """Leaves the artifact unpacked and intact in `folder`, fetching it if it is missing or damaged.
 
+    Args:
+        artifact: What to fetch.
+        folder: Its place in the cache.
+        report: Told in a sentence what takes time.
+
     Raises:
         LocalServerError: It cannot be fetched, or cannot be kept in the cache.
     """
@@ -179,7 +184,7 @@ def _download(artifact: Artifact, work: Path, report: Callable[[str], None]) -> 
     ):
         try:
             _report_growth(artifact, work, pip, report)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, must not leave it downloading
             pip.kill()
             raise
     if pip.returncode != 0:

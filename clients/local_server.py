@@ -133,9 +133,9 @@ class LocalServer:
                 connection.request("GET", "/health")
                 if connection.getresponse().status == 200:
                     return
-            if process.poll() is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_S)
                 raise self._died(process)
-            time.sleep(_POLL_S)
         raise self._too_slow()
 
     def _too_slow(self) -> LocalServerError:

@@ -96,6 +96,11 @@ def resolve_all(urls: str, *, model: str, api_key: str | None, patience_s: float
 def max_model_len(base: str, *, model: str, api_key: str | None) -> int | None:
     """How many tokens, prompt and answer together, a model at a base URL takes; None when its list does not say.
 
+    Args:
+        base: Base URL, one.
+        model: Name, as the endpoint lists it.
+        api_key: None for none.
+
     Raises:
         SettingsError, EndpointError: as in `resolve`; it is asked once.
     """

@@ -25,6 +25,9 @@ def connect(url: str, timeout_s: float) -> openai.OpenAI:
     Args:
         url: Base URL as `clients.endpoint.base_url` returns it.
         timeout_s: Longest silence of the server.
+
+    Raises:
+        SettingsError: the key cannot stand in a header, or the shell's proxy or certificate settings cannot be used.
     """
     key = os.environ.get("OPENAI_API_KEY", "").strip() or "EMPTY"
     if not (key.isascii() and key.isprintable()):
@@ -41,13 +44,23 @@ def connect(url: str, timeout_s: float) -> openai.OpenAI:
 
 
 def model_names(client: openai.OpenAI) -> list[str]:
-    """The models that the endpoint lists, in its order."""
+    """The models that the endpoint lists, in its order.
+
+    Raises:
+        EndpointError: the endpoint has no list, or cannot be used.
+        ChatError: it refuses just now.
+    """
     with _translated(client):
         return _listed(client)
 
 
 def ask(client: openai.OpenAI, request: dict[str, Any]) -> dict[str, Any]:
-    """The JSON that chat completions answers to `request`, with every field the server sent."""
+    """The JSON that chat completions answers to `request`, with every field the server sent.
+
+    Raises:
+        EndpointError: the endpoint as a whole cannot be used.
+        ChatError: this request did not yield an answer.
+    """
     with _translated(client, request["model"]):
         answer = client.chat.completions.with_raw_response.create(**request).http_response
         return _object(answer.text, str(answer.url), "choices")
@@ -56,8 +69,16 @@ def ask(client: openai.OpenAI, request: dict[str, Any]) -> dict[str, Any]:
 def stream(client: openai.OpenAI, request: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The answer to `request` piece by piece as it arrives.
 
+    Args:
+        client: See `connect`.
+        request: Fields of the request, `model` among them.
+
     Yields:
         Pairs of a kind and a text: `reasoning`, `content`, and at the end once `finish` with the finish_reason.
+
+    Raises:
+        EndpointError: the endpoint as a whole cannot be used, or does not stream.
+        ChatError: this request did not yield a whole answer; pieces may have come.
     """
     finish = None
     with _translated(client, request["model"]), client.chat.completions.create(stream=True, **request) as chunks:

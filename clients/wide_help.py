@@ -42,15 +42,19 @@ class HelpParser(argparse.ArgumentParser):
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
+        rest: list[argparse.Action] = []
         for group in self._action_groups:
             actions = group._group_actions  # noqa: SLF001  (argparse has no other name for them)
             if rare and (group.title or "").startswith(rare):
-                formatter.start_section(f"{group.title} (--help-all tells more)")
-                formatter.add_text(_names(actions))
-            else:
-                formatter.start_section(group.title)
-                formatter.add_text(group.description)
-                formatter.add_arguments(actions)
+                rest += actions
+                continue
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        if rest:
+            formatter.start_section("more, which --help-all explains")
+            formatter.add_text(_names(rest))
             formatter.end_section()
         formatter.add_text(self.epilog)
         return formatter.format_help()

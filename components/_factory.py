@@ -6,7 +6,7 @@ from typing import Any
 import kfp
 from kfp import dsl
 
-from components._embedding import modules_to_bring, prelude
+from components._embedding import modules_to_bring, prelude, without_blanks, without_comments
 
 #: Python of the pods. The laptop may run a newer one; the code is tested on 3.11.
 IMAGE = "python:3.11.14-slim-bookworm"
@@ -46,26 +46,42 @@ SERVING_PACKAGES = (
     "wsproto==1.3.2",
 )
 
+#: What the steps install that unpack code of ours.
+CODE_PACKAGES = ("pyppmd==1.3.1",)
+
 #: Ends each list: what runs a component's function, which needs nothing that kfp needs elsewhere, and how pip works.
 _INSTALL = (f"kfp=={kfp.__version__}", "--no-deps", "--no-compile")
 
 
-# Which step brings which code along. A container should stay below 50 kB, and is best below 30 kB: of two copies that
-# are so near each other Argo's compression keeps one.
+# Which step brings which code along: some at the start that do nothing else, and each of the others what it needs
+# beside what it gets. A container with its task should stay below 30 kB: of two copies that are so near each other,
+# Argo's compression keeps one. check_prompts has little code for that: its parameters may be long.
 
-#: What check_prompts brings along beside its own.
-FIRST = ("clients.batch.ledger",)
-CHECKED = ("clients.steps.check_prompts", *FIRST)
+#: What stores_code, prompts_code and engine_code bring along.
+STORES = (
+    "clients.batch.options",
+    "clients.models",
+    "clients.steps.boundary",
+    "clients.storage.inputs",
+    "clients.tracing.spans",
+)
+PROMPTS = ("clients.prompts.check", "clients.prompts.start", "clients.tracing.live")
+ENGINE = (
+    "clients.batch.answers",
+    "clients.batch.connection",
+    "clients.batch.ledger",
+    "clients.batch.pool",
+    "clients.results.gather",
+)
+BROUGHT = (*STORES, *PROMPTS, *ENGINE)
+CHECKED = (*BROUGHT, "clients.steps.check_prompts")
 
-#: A part of the engine that the step between check_prompts and plan_shards brings along, resolve_endpoint or
-#: deploy_service; that one also brings a part of what wait_service needs.
-SECOND = ("clients.tracing.live", "clients.tracing.exporter", "clients.models")
-WAITING = ("clients.serving.scheduling",)
-DEPLOYED = (*CHECKED, *SECOND, *WAITING, "clients.steps.deploy_service")
+#: What serving_code brings along for deploy_service and wait_service.
+SERVING = ("clients.serving.diagnose", "clients.serving.lease", "clients.serving.stages", "clients.serving.observe")
 
 #: What plan_shards brings along beside its own.
-THIRD = ("clients.steps.run_shard", "clients.steps.finish_shards", "clients.steps.gate")
-PLANNED = (*CHECKED, *SECOND, "clients.steps.plan_shards", *THIRD)
+SENDING = ("clients.steps.run_shard", "clients.steps.finish_shards", "clients.steps.gate")
+PLANNED = (*CHECKED, "clients.steps.plan_shards", *SENDING)
 
 
 def step(
@@ -75,17 +91,21 @@ def step(
 
     Args:
         module: The step, such as `clients.steps.gate`; "" for a function that needs nothing of ours.
-        packages: What the pod installs beside kfp, as exact requirements, with all that they need in turn.
+        packages: What the pod installs beside kfp and what unpacks code, as exact requirements, with all that they
+            need in turn.
         brings: Further modules that it brings along for later steps.
         there: Modules that earlier steps have brought along, with what those import; the function hands the artifact
             to `use_code`.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        component = dsl.component(function, base_image=IMAGE, packages_to_install=[*packages, *_INSTALL])
-        if module:
-            container = component.component_spec.implementation.container
-            container.command[-1] = prelude(modules_to_bring((module, *brings), there)) + container.command[-1]
+        modules = (*filter(None, [module]), *brings)
+        carried = modules_to_bring(modules, there)
+        needed = (*packages, *(CODE_PACKAGES if carried else ()), *_INSTALL)
+        component = dsl.component(function, base_image=IMAGE, packages_to_install=[*needed])
+        container = component.component_spec.implementation.container
+        own = without_blanks(without_comments(container.command[-1]))
+        container.command[-1] = f"{prelude(carried)}{own}" if modules else own
         return component
 
     return decorate

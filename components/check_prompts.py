@@ -2,14 +2,17 @@
 
 from typing import Any
 
-from kfp.dsl import Artifact, Output
+from kfp.dsl import Artifact, Input, Output
 
 from components._embedding import use_code
-from components._factory import FIRST, RESULTS_PACKAGES, step
+from components._factory import BROUGHT, RESULTS_PACKAGES, step
 
 
-@step("clients.steps.check_prompts", packages=RESULTS_PACKAGES, brings=FIRST)
+@step("clients.steps.check_prompts", packages=RESULTS_PACKAGES, there=BROUGHT)
 def check_prompts(
+    stores_code: Input[Artifact],
+    prompts_code: Input[Artifact],
+    engine_code: Input[Artifact],
     run: str,
     prompts: str,
     system_prompt: str,
@@ -26,6 +29,9 @@ def check_prompts(
     """Checks every row of the input once, before a GPU is used. Malformed rows are counted, not fatal.
 
     Args:
+        stores_code: Code of an earlier step.
+        prompts_code: Code of an earlier step.
+        engine_code: Code of an earlier step.
         run: Id of the run.
         prompts: Path, URI or text of the input: JSONL, CSV or Parquet, also with gzip or zstd.
         system_prompt: First message of rows that have no system message of their own.
@@ -39,7 +45,7 @@ def check_prompts(
         checked: What was found: rows, malformed rows, columns, and where the file can be cut.
         code: Code that later steps run.
     """
-    use_code(kept=code)
+    use_code(stores_code, prompts_code, engine_code, kept=code)
     from clients.steps.check_prompts import check_prompts as run_step
 
     counts = run_step(

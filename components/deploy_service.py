@@ -2,20 +2,16 @@
 
 from typing import Any
 
-from kfp.dsl import Artifact, Input, Output
+from kfp.dsl import Artifact, Input
 
 from components._embedding import use_code
-from components._factory import CHECKED, SECOND, SERVING_PACKAGES, WAITING, step
+from components._factory import CHECKED, SERVING, SERVING_PACKAGES, step
 
 
-@step(
-    "clients.steps.deploy_service",
-    packages=SERVING_PACKAGES,
-    brings=(*SECOND, *WAITING),
-    there=CHECKED,
-)
+@step("clients.steps.deploy_service", packages=SERVING_PACKAGES, there=(*CHECKED, *SERVING))
 def deploy_service(
     code: Input[Artifact],
+    serving_code: Input[Artifact],
     run: str,
     endpoint_url: str,
     service_name: str,
@@ -39,12 +35,12 @@ def deploy_service(
     cpu: str,
     memory: str,
     ipc_lock: bool,
-    more_code: Output[Artifact],
 ) -> str:
     """Deploys vLLM as a KServe InferenceService. Does nothing when an endpoint is given.
 
     Args:
         code: Code of earlier steps.
+        serving_code: Code of an earlier step.
         run: Id of the run; the service is released when this run ends.
         endpoint_url: Address of an endpoint that exists; then nothing is deployed.
         service_name: Name of an InferenceService to make or to use again. Empty makes one for this run alone.
@@ -68,12 +64,11 @@ def deploy_service(
         cpu: CPUs of each replica; empty takes a number that fits its GPUs.
         memory: Memory of each replica; empty takes an amount that fits its GPUs.
         ipc_lock: Whether replicas of several GPUs may lock memory, as InfiniBand needs it.
-        more_code: Code that later steps run.
 
     Returns:
         What wait_service needs.
     """
-    use_code(code, more_code)
+    use_code(code, serving_code)
     from clients.steps.deploy_service import deploy_service as run_step
 
     return run_step(

@@ -5,22 +5,14 @@ from typing import Any
 from kfp.dsl import Artifact, Input, Output
 
 from components._embedding import use_code
-from components._factory import CHECKED, RESULTS_PACKAGES, SECOND, THIRD, step
+from components._factory import CHECKED, RESULTS_PACKAGES, SENDING, step
 
 
-@step(
-    "clients.steps.plan_shards",
-    packages=RESULTS_PACKAGES,
-    brings=THIRD,
-    there=(*CHECKED, *SECOND),
-)
+@step("clients.steps.plan_shards", packages=RESULTS_PACKAGES, brings=SENDING, there=CHECKED)
 def plan_shards(
     code: Input[Artifact],
     checked: Input[Artifact],
     endpoint: str,
-    system_prompt: str,
-    request_defaults: dict[str, Any],
-    template: str,
     shards: int,
     concurrency: int,
     server_wait_s: int,
@@ -36,9 +28,6 @@ def plan_shards(
         code: Code of earlier steps.
         checked: What check_prompts found.
         endpoint: What resolve_endpoint returned.
-        system_prompt: First message of rows that have no system message of their own.
-        request_defaults: Request fields that a row gets unless it has its own.
-        template: User message with {name} where a column's value goes; empty takes a row's own prompt or messages.
         shards: Number of shards; at most one a row.
         concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
         server_wait_s: Seconds a shard waits for an endpoint that cannot be reached.
@@ -51,15 +40,12 @@ def plan_shards(
     Returns:
         A string for each shard that tells all about it, or where that stands.
     """
-    use_code(code, more_code)
+    use_code(code, kept=more_code)
     from clients.steps.plan_shards import plan_shards as run
 
     return run(
         checked_path=checked.path,
         endpoint=endpoint,
-        system_prompt=system_prompt,
-        request_defaults=request_defaults,
-        template=template,
         shards=shards,
         concurrency=concurrency,
         server_wait_s=server_wait_s,

@@ -3,12 +3,13 @@
 from kfp.dsl import Artifact, Input
 
 from components._embedding import use_code
-from components._factory import DEPLOYED, SERVING_PACKAGES, step
+from components._factory import CHECKED, SERVING, SERVING_PACKAGES, step
 
 
-@step("clients.steps.wait_service", packages=SERVING_PACKAGES, there=DEPLOYED)
+@step("clients.steps.wait_service", packages=SERVING_PACKAGES, there=(*CHECKED, *SERVING))
 def wait_service(
     code: Input[Artifact],
+    serving_code: Input[Artifact],
     service: str,
     endpoint_url: str,
     model: str,
@@ -20,6 +21,7 @@ def wait_service(
 
     Args:
         code: Code of earlier steps.
+        serving_code: Code of an earlier step.
         service: What deploy_service returned.
         endpoint_url: Address of the endpoint when nothing was deployed.
         model: Name of the model at that endpoint; empty takes the first one it lists.
@@ -30,7 +32,7 @@ def wait_service(
     Returns:
         JSON with base_url and model, and since when GPUs are held.
     """
-    use_code(code)
+    use_code(code, serving_code)
     from clients.steps.wait_service import wait_service as run
 
     return run(

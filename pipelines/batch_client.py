@@ -4,12 +4,13 @@ from typing import Any
 
 from kfp import dsl
 
-from clients.storage.stores import MINIO_ENDPOINT
+from clients.storage.object_stores import MINIO_ENDPOINT
 from components._factory import IMAGE
+from components.bring_code import engine_code, prompts_code, stores_code
 from components.check_prompts import check_prompts
 from components.plan_shards import plan_shards
 from components.resolve_endpoint import resolve_endpoint
-from pipelines.resources import prepare, with_endpoint_key, with_stores
+from pipelines.resources import READING_H, WAITING_H, prepare, with_endpoint_key, with_stores
 from pipelines.run_shards import run_shards
 
 
@@ -51,7 +52,7 @@ def batch_client(
         request_defaults: Request fields that a row gets unless it has its own, such as {"max_tokens": 1024}.
         template: User message with {name} where a column's value goes, such as "Translate into Korean: {text}". Empty
             takes a row's own prompt or messages.
-        shards: Number of parts the rows are cut into. Each is run by a pod; of more than 32 a pod runs several.
+        shards: Number of parts the rows are cut into. Each is run by a pod; of more than 16 a pod runs several.
         concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
         max_error_rate: Share of the rows, 0 to 1, that may go wrong before the run counts as failed.
         output: Folder or URI that gets results.parquet, rejects.parquet, summary.json, report.html and report.md.
@@ -71,9 +72,14 @@ def batch_client(
         step_image: Image that the steps run in: Python, or an own one with the packages in it, which starts faster and
             needs no package index.
     """
-    requests = {"system_prompt": system_prompt, "request_defaults": request_defaults, "template": template}
+    stores = prepare(stores_code(), "Bring stores code", image=step_image)
+    reading = prepare(prompts_code(), "Bring prompts code", image=step_image)
+    engine = prepare(engine_code(), "Bring engine code", image=step_image)
     checked = prepare(
         check_prompts(
+            stores_code=stores.outputs["code"],
+            prompts_code=reading.outputs["code"],
+            engine_code=engine.outputs["code"],
             run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             prompts=prompts,
             output=output,
@@ -81,10 +87,13 @@ def batch_client(
             run_date=run_date,
             store_endpoint=store_endpoint,
             options=options,
-            **requests,
+            system_prompt=system_prompt,
+            request_defaults=request_defaults,
+            template=template,
         ),
         "Check prompts",
         image=step_image,
+        timeout_h=READING_H,
     )
     with_stores(checked, storage_secret)
     endpoint = prepare(
@@ -93,20 +102,20 @@ def batch_client(
         ),
         "Resolve endpoint",
         image=step_image,
+        timeout_h=WAITING_H,
     )
     with_endpoint_key(endpoint, endpoint_secret)
     plan = prepare(
         plan_shards(
-            code=endpoint.outputs["more_code"],
+            code=checked.outputs["code"],
             checked=checked.outputs["checked"],
-            endpoint=endpoint.outputs["Output"],
+            endpoint=endpoint.output,
             shards=shards,
             concurrency=concurrency,
             server_wait_s=server_wait_s,
             max_error_rate=max_error_rate,
             store_endpoint=store_endpoint,
             options=options,
-            **requests,
         ),
         "Plan shards",
         image=step_image,
@@ -116,7 +125,7 @@ def batch_client(
         code=plan.outputs["more_code"],
         plan=plan.outputs["plan"],
         specs=plan.outputs["Output"],
-        endpoint=endpoint.outputs["Output"],
+        endpoint=endpoint.output,
         max_error_rate=max_error_rate,
         storage_secret=storage_secret,
         endpoint_secret=endpoint_secret,

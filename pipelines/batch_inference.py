@@ -4,14 +4,15 @@ from typing import Any
 
 from kfp import dsl
 
-from clients.storage.stores import MINIO_ENDPOINT
+from clients.storage.object_stores import MINIO_ENDPOINT
 from components._factory import IMAGE
+from components.bring_code import engine_code, prompts_code, serving_code, stores_code
 from components.check_prompts import check_prompts
 from components.deploy_service import deploy_service
 from components.plan_shards import plan_shards
 from components.release_service import release_service
 from components.wait_service import wait_service
-from pipelines.resources import prepare, with_endpoint_key, with_stores
+from pipelines.resources import READING_H, WAITING_H, prepare, with_endpoint_key, with_stores
 from pipelines.run_shards import run_shards
 
 
@@ -77,7 +78,7 @@ def batch_inference(
         request_defaults: Request fields that a row gets unless it has its own, such as {"max_tokens": 1024}.
         template: User message with {name} where a column's value goes, such as "Translate into Korean: {text}". Empty
             takes a row's own prompt or messages.
-        shards: Number of parts the rows are cut into. Each is run by a pod; of more than 32 a pod runs several.
+        shards: Number of parts the rows are cut into. Each is run by a pod; of more than 16 a pod runs several.
         concurrency: Most requests in flight, over all shards. 0 lets the engine find out what the server can run.
         max_error_rate: Share of the rows, 0 to 1, that may go wrong before the run counts as failed.
         output: Folder or URI that gets results.parquet, rejects.parquet, summary.json, report.html and report.md.
@@ -127,9 +128,15 @@ def batch_inference(
         image=step_image,
     ).set_retry(num_retries=3, backoff_duration="30s")
     with dsl.ExitHandler(release, name="with-service"):
-        requests = {"system_prompt": system_prompt, "request_defaults": request_defaults, "template": template}
+        stores = prepare(stores_code(), "Bring stores code", image=step_image)
+        reading = prepare(prompts_code(), "Bring prompts code", image=step_image)
+        engine = prepare(engine_code(), "Bring engine code", image=step_image)
+        serving = prepare(serving_code(), "Bring serving code", image=step_image)
         checked = prepare(
             check_prompts(
+                stores_code=stores.outputs["code"],
+                prompts_code=reading.outputs["code"],
+                engine_code=engine.outputs["code"],
                 run=run,
                 prompts=prompts,
                 output=output,
@@ -137,15 +144,19 @@ def batch_inference(
                 run_date=run_date,
                 store_endpoint=store_endpoint,
                 options=options,
-                **requests,
+                system_prompt=system_prompt,
+                request_defaults=request_defaults,
+                template=template,
             ),
             "Check prompts",
             image=step_image,
+            timeout_h=READING_H,
         )
         with_stores(checked, storage_secret)
         service = prepare(
             deploy_service(
                 code=checked.outputs["code"],
+                serving_code=serving.outputs["code"],
                 run=run,
                 endpoint_url=endpoint_url,
                 service_name=service_name,
@@ -175,8 +186,9 @@ def batch_inference(
         )
         endpoint = prepare(
             wait_service(
-                code=service.outputs["more_code"],
-                service=service.outputs["Output"],
+                code=checked.outputs["code"],
+                serving_code=serving.outputs["code"],
+                service=service.output,
                 endpoint_url=endpoint_url,
                 model=model,
                 ready_timeout_s=ready_timeout_s,
@@ -185,11 +197,12 @@ def batch_inference(
             ),
             "Wait for service",
             image=step_image,
-        )
+            timeout_h=WAITING_H,
+        ).set_retry(num_retries=1, backoff_duration="10s")
         with_endpoint_key(endpoint, endpoint_secret)
         plan = prepare(
             plan_shards(
-                code=service.outputs["more_code"],
+                code=checked.outputs["code"],
                 checked=checked.outputs["checked"],
                 endpoint=endpoint.output,
                 shards=shards,
@@ -198,7 +211,6 @@ def batch_inference(
                 max_error_rate=max_error_rate,
                 store_endpoint=store_endpoint,
                 options=options,
-                **requests,
             ),
             "Plan shards",
             image=step_image,

@@ -74,18 +74,16 @@ class LocalRun:
     def events(self) -> Iterator[dict[str, Any] | None]:
         """Events of the steps as they come, with None several times a second in between, until the run has ended."""
         with self._log.open(encoding="utf-8", errors="replace") as log:
-            while not self._process_ended():
+            while (process := self._process) is not None and process.poll() is None:
                 yield from _parsed(log)
                 yield None
-                time.sleep(_POLL_S)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_S)
             yield from _parsed(log)
 
     def succeeded(self) -> bool:
         """Tell whether the pipeline ended well; call it after the last event."""
         return self._process is not None and self._process.wait() == 0
-
-    def _process_ended(self) -> bool:
-        return self._process is None or self._process.poll() is not None
 
     def _stop(self) -> None:
         process = self._process

@@ -4,11 +4,20 @@ from kfp import dsl, kubernetes
 
 from clients.steps.secrets import ARTIFACT_STORE, MOUNT_ROOT
 
+#: Timeouts in hours: of steps that read the whole input or all results, that wait for a model, and that send rows.
+READING_H, WAITING_H, SENDING_H = 12, 24, 14 * 24
+
 
 def prepare(
-    task: dsl.PipelineTask, name: str, *, image: str, cpu: str = "500m", memory: str = "512Mi"
+    task: dsl.PipelineTask,
+    name: str,
+    *,
+    image: str,
+    cpu: str = "500m",
+    memory: str = "512Mi",
+    timeout_h: int = 2,
 ) -> dsl.PipelineTask:
-    """Give a task what every task of ours has: a name in the UI, a label, an image, resources, and no caching.
+    """Give a task what every task of ours has: a name in the UI, a label, an image, resources, a timeout, no caching.
 
     A cached task would hand on the result of an earlier run: an endpoint that is gone, answers to other prompts.
 
@@ -18,8 +27,11 @@ def prepare(
         image: Image that its pod runs; a pipeline parameter.
         cpu: Requested CPU, as Kubernetes writes it. Not limited: a throttled engine leaves GPUs idle.
         memory: Requested memory, as Kubernetes writes it; the limit is four times as much.
+        timeout_h: Hours after which Kubernetes ends a pod that hangs, the pull of its image included. Steps that wait
+            or send have limits of their own, which are to end them long before.
     """
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "kubeflow-llm-inference")
+    kubernetes.set_timeout(task, timeout_h * 3600)
     number, unit = int(memory[:-2]), memory[-2:]
     return (
         task.set_display_name(name)

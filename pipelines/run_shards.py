@@ -7,7 +7,7 @@ from components.finish_shards import finish_shards
 from components.gate import gate
 from components.merge_shards import merge_shards
 from components.run_shard import run_shard
-from pipelines.resources import prepare, with_endpoint_key, with_langfuse, with_stores
+from pipelines.resources import READING_H, SENDING_H, prepare, with_endpoint_key, with_langfuse, with_stores
 
 
 @dsl.pipeline(name="run-shards")  # type: ignore[untyped-decorator]
@@ -44,6 +44,7 @@ def run_shards(
             image=step_image,
             cpu="1",
             memory="1Gi",
+            timeout_h=SENDING_H,
         )
         with_langfuse(with_endpoint_key(with_stores(shard, storage_secret), endpoint_secret), langfuse_secret)
     # A pod that was evicted fails its shard; whatever it left undone is the next task's, so it must run all the same.
@@ -53,6 +54,7 @@ def run_shards(
         image=step_image,
         cpu="1",
         memory="1Gi",
+        timeout_h=SENDING_H,
     ).set_retry(num_retries=3, backoff_duration="30s")
     with_langfuse(with_endpoint_key(with_stores(finished, storage_secret), endpoint_secret), langfuse_secret)
     merged = prepare(
@@ -67,6 +69,7 @@ def run_shards(
         "Merge shards",
         image=step_image,
         memory="1Gi",
+        timeout_h=READING_H,
     ).set_retry(num_retries=3, backoff_duration="30s")
     with_stores(merged, storage_secret)
     prepare(gate(code=code, summary=merged.outputs["Output"], max_error_rate=max_error_rate), "Gate", image=step_image)

@@ -84,8 +84,9 @@ def _create(words: list[str]) -> None:
     )
     from pipelines.remote.connection import Connection
     from pipelines.remote.parameters import Package
+    from pipelines.volumes import parse_volumes
 
-    rare = (*RARE_GROUPS, KUBEFLOW_GROUP, "request fields")
+    rare = (*RARE_GROUPS, KUBEFLOW_GROUP)
     parser = _parser("create", "Make a schedule, or change the one of that name.", _CREATE_EXAMPLES, rare=rare)
     parser.usage = f'{parser.prog} --cron "0 2 * * *" --prompts FILE|URI [--name NAME] [--url URL] [...]'
     when = parser.add_argument_group("when")
@@ -99,7 +100,7 @@ def _create(words: list[str]) -> None:
     given = Given(parser, words)
     options = given.options
     cron, zone = Cron.parse(options.cron), time_zone(options.timezone)
-    package = Package.named(package_name(given))
+    package = Package.named(package_name(given)).mounting(parse_volumes(options.volumes))
     check_job(given, package, {})
     name = options.name or package.title
     print(f"{name}: {cron.text} in {options.timezone}, the zone of the cluster's scheduler. Next runs:")
@@ -108,6 +109,8 @@ def _create(words: list[str]) -> None:
     if options.dry_run:
         for parameter, value in _arguments(given, package, upload=False).items():
             print(f"  {parameter:<18}{_value(parameter, value)}")
+        for volume in package.volumes:
+            print(f"  {'(volume)':<18}{volume.claim} at {volume.folder}")
         print("Nothing was sent.")
         return
     connection = Connection.open(access_of(options))
@@ -144,8 +147,12 @@ def _arguments(given: "Given", package: "Package", *, upload: bool) -> dict[str,
     options = given.options
     arguments = {"run_date": _RUN_DATE, **check_job(given, package, {})}
     if options.prompts:
-        staging = options.staging if upload else ""
-        arguments["prompts"] = staged(options.prompts, staging, say=lambda text: print(text, file=sys.stderr))
+        arguments["prompts"] = staged(
+            options.prompts,
+            options.staging if upload else "",
+            package,
+            say=lambda text: print(text, file=sys.stderr),
+        )
     package.check(arguments)
     return arguments
 

@@ -107,6 +107,12 @@ def access(
     The variables are those of Kubeflow's own client where it has some: KF_PIPELINES_ENDPOINT, KF_PIPELINES_UI_ENDPOINT
     and KF_PIPELINES_SA_TOKEN_PATH. KFP_TOKEN and KFP_COOKIE hold a token and a session's cookie.
 
+    Args:
+        host: Address of the API; "" reads the environment.
+        namespace: The person's; "" finds out.
+        token_file: File with a bearer token; None for none.
+        ca_file: Certificates to trust instead of the system's; None for those.
+
     Raises:
         SettingsError: there is no host, or a file that was named does not exist.
     """

@@ -139,11 +139,6 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
     from clients.steps.run_shard import run_shard
     from clients.storage import refusals
 
-    requests = {
-        "system_prompt": options.system,
-        "request_defaults": request_defaults(options),
-        "template": template_of(options),
-    }
     prompts = str(options.prompts.resolve())
     chosen = run_options(options)
     if options.fresh:
@@ -159,7 +154,9 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
                 state=str(place.state.resolve()),
                 checked_path=paths["checked"],
                 options=chosen.to_json(),
-                **requests,
+                system_prompt=options.system,
+                request_defaults=request_defaults(options),
+                template=template_of(options),
             )
             endpoint = resolve_endpoint(
                 endpoint_url=options.url, model=options.model, server_wait_s=options.server_wait
@@ -171,7 +168,6 @@ def _run_steps(options: argparse.Namespace, place: "Workplace") -> int:
                 concurrency=options.concurrency,
                 server_wait_s=options.server_wait,
                 options=chosen.to_json(),
-                **requests,
             )
             run_shard(spec=spec, part_path=paths["part"])
             from clients.steps.gate import gate

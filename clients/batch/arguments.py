@@ -12,11 +12,15 @@ from clients.prompts.template import Template
 from clients.tracing.settings import CONTENTS
 
 #: Beginnings of the titles of groups that few need; see `clients.wide_help.HelpParser`.
-RARE_GROUPS = ("answers that are not ok", "what others see")
+RARE_GROUPS = ("request fields", "answers that are not ok", "what others see")
 
 
 def local_path(text: str) -> Path:
-    """Type of a flag that takes a path on this machine, not an address."""
+    """Type of a flag that takes a path on this machine, not an address.
+
+    Raises:
+        argparse.ArgumentTypeError: it is an address.
+    """
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text} is an address; a run on this machine reads and writes local files")
     return Path(text)

@@ -7,13 +7,13 @@ The aim is a server whose batch is full and whose queue is short. What is observ
    request. Many preemptions mean that the KV cache does not hold what runs: the limit then falls to that, for a while.
 2. **Refusals** (429, 503): the limit follows what the server holds, and exceeds it only after a while, step by step.
    A few among many answers are accidents and not a matter of load.
-3. **Waiting times**, where there is no telemetry: see `clients.batch.blind`.
+3. **Waiting times**, where there is no telemetry: see `clients.batch.latency_policy`.
 """
 
 import dataclasses
 import math
 
-from clients.batch.blind import BlindPolicy
+from clients.batch.latency_policy import LatencyPolicy
 from clients.batch.telemetry import Load
 
 #: Requests in flight at first: at most twice what the smallest servers run.
@@ -78,7 +78,7 @@ class ConcurrencyController:
         self.limit = min(start, self._cap)
         self.is_full = False
         self._changed_at = -math.inf
-        self._blind = BlindPolicy()
+        self._latency = LatencyPolicy()
         self._telemetry_at = -math.inf if telemetry_at is None else telemetry_at
         self._queue_since: float | None = None
         self._preemptions: int | None = None
@@ -165,7 +165,7 @@ class ConcurrencyController:
             return ended
         if started_at < self._changed_at or self._has_telemetry(now):
             return None  # it tells about the limit before, or there is something better to go by
-        return self._decide(self._blind.judge(latency_s, tokens, self.limit), now)
+        return self._decide(self._latency.judge(latency_s, tokens, self.limit), now)
 
     # -------------------------------------------------------------------- soundings
 
@@ -176,22 +176,22 @@ class ConcurrencyController:
             in_flight: Our requests to this server, that one included.
             now: See the class.
         """
-        return not self._has_telemetry(now) and self._blind.wants_sounding(in_flight, self.limit, now)
+        return not self._has_telemetry(now) and self._latency.wants_sounding(in_flight, self.limit, now)
 
     def sounding_sent(self) -> None:
         """The next request is a stream."""
-        self._blind.sounding_sent()
+        self._latency.sounding_sent()
 
     def sounding_failed(self, *, was_refused: bool = False, for_good: bool = False) -> None:
-        """It came to nothing; see BlindPolicy."""
-        self._blind.sounding_failed(was_refused=was_refused, for_good=for_good)
+        """It came to nothing; see LatencyPolicy."""
+        self._latency.sounding_failed(was_refused=was_refused, for_good=for_good)
 
     def first_byte(self, started_at: float, now: float) -> Change | None:
         """Take in the first byte of a stream that was begun at `started_at`."""
         if started_at < self._changed_at or self._has_telemetry(now) or self._is_refusing(now):
-            self._blind.sounding_failed()
+            self._latency.sounding_failed()
             return None
-        return self._decide(self._blind.first_byte(now - started_at, self.limit, now), now)
+        return self._decide(self._latency.first_byte(now - started_at, self.limit, now), now)
 
     def sounding_ended(self, first_s: float, latency_s: float, tokens: int | None, now: float) -> Change | None:
         """Take in the end of a stream.
@@ -203,9 +203,9 @@ class ConcurrencyController:
             now: See the class.
         """
         if now - latency_s < self._changed_at or self._has_telemetry(now):
-            self._blind.sounding_failed()
+            self._latency.sounding_failed()
             return None
-        return self._decide(self._blind.sounding_ended(first_s, latency_s, tokens or 0, self.limit, now), now)
+        return self._decide(self._latency.sounding_ended(first_s, latency_s, tokens or 0, self.limit, now), now)
 
     # ------------------------------------------------------------------------ inside
 
@@ -213,7 +213,7 @@ class ConcurrencyController:
         return now - self._telemetry_at < _FRESH_S
 
     def _decide(self, found: tuple[int, str] | None, now: float) -> Change | None:
-        self.is_full = self.is_full or self._blind.is_full
+        self.is_full = self.is_full or self._latency.is_full
         if found is None:
             return None
         return self._set(found[0], now, found[1])
@@ -227,7 +227,7 @@ class ConcurrencyController:
         if old is None:
             return None
         self._refused = self._answered = 0
-        self._blind.forget()
+        self._latency.forget()
         if old == self.limit:
             return None
         return Change(old, self.limit, f"refused: it holds {self.limit}")
@@ -257,7 +257,7 @@ class ConcurrencyController:
         change = Change(self.limit, limit, reason)
         self.limit, self._changed_at = limit, now
         self._refused = self._answered = 0
-        self._blind.forget()
+        self._latency.forget()
         return change
 
 

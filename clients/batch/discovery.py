@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from clients.batch.chat import ChatEndpoint
-from clients.batch.site import Site, addresses
+from clients.batch.endpoint_address import Site, addresses
 from clients.errors import UnreachableError
 
 #: Seconds between two looks while the name stands for nothing that answers, and otherwise.

@@ -14,14 +14,14 @@ from clients.batch.backlog import Backlog, Ending, Work
 from clients.batch.budgets import Budgets
 from clients.batch.commits import Committer
 from clients.batch.failures import costs_an_attempt
+from clients.batch.first_byte_probe import Sounding
 from clients.batch.flights import Flight, Flights
+from clients.batch.hedging import Rescue
 from clients.batch.policies import Policies, first_payload
 from clients.batch.pool import Pool
 from clients.batch.progress import Progress
 from clients.batch.replica import Replica
-from clients.batch.rescue import Rescue
 from clients.batch.retry import RetryPolicy
-from clients.batch.sounding import Sounding
 from clients.batch.stream import streamed
 from clients.batch.watch import Watch
 from clients.errors import ChatError, EndpointError, OverloadedError, RejectedError, TransientError, UnreachableError

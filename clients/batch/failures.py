@@ -13,7 +13,17 @@ _OTHERS_BREAK_S = 0.05
 
 
 async def costs_an_attempt(flight: Flight, error: ChatError, pool: Pool, flights: Flights) -> bool:
-    """Judge a failure, and tell the pool what it says about the replica."""
+    """Judge a failure, and tell the pool what it says about the replica.
+
+    Args:
+        flight: The request that failed.
+        error: What it failed with.
+        pool: The replicas.
+        flights: Told of broken connections and answers.
+
+    Returns:
+        False where the replica is to blame and the row may go out again at no cost.
+    """
     replica, now = flight.replica, asyncio.get_running_loop().time()
     if isinstance(error, UnreachableError):
         return False

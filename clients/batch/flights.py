@@ -6,9 +6,9 @@ import datetime as dt
 
 from clients.batch.backlog import Work
 from clients.batch.connection import Connection
+from clients.batch.first_byte_probe import Sounding
 from clients.batch.latency import Latencies
 from clients.batch.replica import Replica
-from clients.batch.sounding import Sounding
 
 
 @dataclasses.dataclass(slots=True, eq=False)

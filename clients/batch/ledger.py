@@ -82,7 +82,7 @@ class Ledger:
         self._lock = take_lock(home, lock_patience_s)
         try:
             self._read_folders((*earlier, home), parts)
-        except BaseException:
+        except BaseException:  # whatever ends it here, nobody else would let go of the lock
             self._unlock()
             raise
         self._earlier = len(self._segments)

@@ -77,7 +77,18 @@ class Parts:
             return [part for part in pool.map(self.find, shards) if part is not None]
 
     def keep(self, shard: Shard, path: Path, *, missing: int, failed: int, stop_reason: str | None) -> Part:
-        """Keep a shard's part."""
+        """Keep a shard's part.
+
+        Args:
+            shard: The shard.
+            path: Parquet file of its rows on this disk.
+            missing: Rows in it without an outcome.
+            failed: Rows in it that went wrong.
+            stop_reason: Why the shard ended early; None when it did not.
+
+        Raises:
+            StorageError: the state refuses.
+        """
         part = Part(
             shard=shard.shard,
             name=f"{_PARTS}/{self._job}/{shard.shard:05d}-{secrets.token_hex(4)}.parquet",

@@ -11,9 +11,9 @@ from clients.batch.chat import ChatEndpoint
 from clients.batch.connection import Connection
 from clients.batch.controller import RESERVE, Change, ConcurrencyController
 from clients.batch.discovery import Discovery
+from clients.batch.endpoint_address import Site
 from clients.batch.probe import Probe
 from clients.batch.replica import Replica
-from clients.batch.site import Site
 from clients.errors import EndpointError, UnreachableError
 from clients.events import emit
 
@@ -148,7 +148,13 @@ class Pool:
             raise
 
     def put_down(self, replica: Replica, reason: str, *, on_trial: bool = False) -> None:
-        """Leave a replica alone until it shows that it is back."""
+        """Leave a replica alone until it shows that it is back.
+
+        Args:
+            replica: Which one.
+            reason: For the log, and for the error when no replica is left.
+            on_trial: Let it have one request at a time when it is back, until one is answered.
+        """
         if replica.is_up:
             emit(logger, "replica.down", replica=str(replica.site), reason=reason)
             replica.go_down(self._loop.time(), on_trial=on_trial)

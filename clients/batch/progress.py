@@ -73,7 +73,14 @@ class Progress:
         self.outcomes[Outcome.INVALID] += 1
 
     def report(self, *, in_flight: int, waiting: int, limit: int = 0, force: bool = False) -> None:
-        """Emit a `shard.progress` event if one is due."""
+        """Emit a `shard.progress` event if one is due.
+
+        Args:
+            in_flight: Requests under way.
+            waiting: Rows that wait for another attempt.
+            limit: Requests that may be under way, over all replicas.
+            force: Whether to emit it now, due or not.
+        """
         self.in_flight = in_flight
         now = time.monotonic()
         interval = _EARLY_INTERVAL_S if now - self._started < _EARLY_S else _INTERVAL_S

@@ -6,7 +6,7 @@ import collections
 from clients.batch.chat import ChatEndpoint
 from clients.batch.connection import Connection
 from clients.batch.controller import ConcurrencyController
-from clients.batch.site import Site
+from clients.batch.endpoint_address import Site
 from clients.batch.telemetry import Load
 
 #: vLLM closes an idle connection after 5 s; one that is closed just as it is used again would cost time.

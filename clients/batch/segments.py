@@ -39,6 +39,11 @@ def encode(table: pa.Table) -> pa.Buffer:
 def read_segment(folder: Folder, name: str, columns: pa.Schema) -> pa.Table:
     """Some columns of a segment; of one row group alone when the name ends in `#` and its number.
 
+    Args:
+        folder: The state.
+        name: Path in it, as the journal names it.
+        columns: Those wanted; nullable ones that the file lacks are null.
+
     Raises:
         StorageError: it cannot be read, or is none.
     """
@@ -57,7 +62,13 @@ def read_segment(folder: Folder, name: str, columns: pa.Schema) -> pa.Table:
 
 
 def unreadable(folder: Folder, name: str, error: Exception) -> StorageError:
-    """What to say of a file among the segments that is none."""
+    """What to say of a file among the segments that is none.
+
+    Args:
+        folder: The state.
+        name: Path in it.
+        error: What reading it raised.
+    """
     found = " ".join(str(error).split())
     return StorageError(
         f"cannot read {folder.location}/{name}: {found}. Move the file away; its rows are then sent again."

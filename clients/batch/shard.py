@@ -19,7 +19,7 @@ from clients.batch.longest_first import longest_first
 from clients.batch.options import RunOptions
 from clients.batch.pool import Pool
 from clients.batch.progress import Progress
-from clients.batch.sent import SentRows
+from clients.batch.sent_rows import SentRows
 from clients.errors import LLMInferenceError, PromptsError
 from clients.prompts.columns import CarriedColumns
 from clients.prompts.lines import read_lines
@@ -230,7 +230,7 @@ def _run(main: Callable[[], Coroutine[Any, Any, None]], stopping: Stopping) -> N
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(guarded())
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # a signal may be among what its tasks raised
         raise _first(group) from group
 
 

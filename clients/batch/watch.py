@@ -8,9 +8,9 @@ from collections.abc import Callable
 from clients.batch.backlog import Backlog
 from clients.batch.budgets import Budgets
 from clients.batch.flights import Flights
+from clients.batch.hedging import Rescue
 from clients.batch.pool import Pool
 from clients.batch.progress import Progress
-from clients.batch.rescue import Rescue
 from clients.batch.verdict import Sample, Verdict
 from clients.events import emit
 

@@ -44,7 +44,7 @@ class FakeServer:
         )
         try:
             self.url = self._first_line()
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, must not leave it running
             self.stop()
             raise
         return self

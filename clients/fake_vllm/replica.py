@@ -101,7 +101,13 @@ class Replica:
         self._slot_seconds = -self._batch.slot_seconds
 
     def metrics(self, model: str, slots: int, *, anonymous: bool = False) -> str:
-        """What Prometheus would read; `anonymous` leaves out when the process began."""
+        """What Prometheus would read; `anonymous` leaves out when the process began.
+
+        Args:
+            model: Label of the numbers.
+            slots: Requests that run at once, for the share of the KV cache.
+            anonymous: Leave out when the process began.
+        """
         running, waiting = self.load()
         label = f'engine="0",model_name="{model}"'
         counts: list[tuple[str, str, float]] = [

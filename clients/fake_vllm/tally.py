@@ -78,7 +78,13 @@ class Tally:
         self.in_flight -= 1
 
     def answer_sent(self, record: TextRecord, tokens: int, now: float) -> None:
-        """A complete good answer went out."""
+        """A complete good answer went out.
+
+        Args:
+            record: Of the text that was asked.
+            tokens: Length of the answer.
+            now: By `time.monotonic`.
+        """
         self.answered += 1
         self.last_answer_at = now
         self._lengths.append(tokens)

@@ -77,6 +77,9 @@ class Checked:
 
         Returns:
             Each part with its number of rows, in input order.
+
+        Raises:
+            SettingsError: `shards` is less than 1.
         """
         if shards < 1:
             raise SettingsError(f"shards must be at least 1, found {shards}")

@@ -45,7 +45,14 @@ class CarriedColumns:
         self.kinds: dict[str, str] = dict(kinds or {})
 
     def observe(self, carried: Mapping[str, Any]) -> None:
-        """Take one row's own columns into account; in which order the rows come makes no difference to the kinds."""
+        """Take one row's own columns into account; in which order the rows come makes no difference to the kinds.
+
+        Args:
+            carried: The row's own columns by name.
+
+        Raises:
+            PromptsError: the rows have too many different columns.
+        """
         for name, value in carried.items():
             known, kind = self.kinds.get(name), _kind(value)
             if known is None or known != kind != "":

@@ -15,6 +15,11 @@ def unpacked(location: str, stream: io.BufferedReader, packing: str) -> io.Buffe
     """What is packed in a stream; several members one after another are one.
 
     Reading from it raises PromptsError where the file is damaged.
+
+    Args:
+        location: Of the file, for messages.
+        stream: What is packed.
+        packing: `gzip` or `zstd`.
     """
     import pyarrow as pa  # late: most inputs are not packed
 
@@ -23,7 +28,13 @@ def unpacked(location: str, stream: io.BufferedReader, packing: str) -> io.Buffe
 
 
 def forward(stream: io.BufferedReader, offset: int, *, at: int = 0) -> None:
-    """Go from the offset `at` on to a later one; a packed stream has to be read up to there."""
+    """Go from the offset `at` on to a later one; a packed stream has to be read up to there.
+
+    Args:
+        stream: Stands at `at`.
+        offset: Byte to go to.
+        at: Byte where it stands.
+    """
     if stream.seekable():
         stream.seek(offset)
         return

@@ -24,6 +24,12 @@ def csv_rows(location: str, stream: io.BufferedReader, part: Range, *, delimiter
 
     An empty cell is null. A record that cannot be read is a bad row; reading goes on with the next line.
 
+    Args:
+        location: Of the file, for messages.
+        stream: The file, unpacked, at its first byte.
+        part: Which records.
+        delimiter: Between two cells, one character.
+
     Raises:
         PromptsError: the header cannot be used, or nothing follows it.
     """

@@ -20,6 +20,11 @@ _BATCH_ROWS, _BATCH_BYTES = 256, 4 << 20
 def parquet_rows(location: str, stream: io.BufferedReader, part: Range) -> Iterator[Line]:
     """The rows of a part of a Parquet file, each as JSON; what JSON does not know (times, bytes) as text.
 
+    Args:
+        location: Of the file, for messages.
+        stream: The file; it can seek.
+        part: Which rows; its places are row numbers.
+
     Raises:
         PromptsError: the file is damaged, has no rows, or two columns of one name.
     """

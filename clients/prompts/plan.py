@@ -19,8 +19,8 @@ _MOST_BYTES = 16_000
 LATER = "later"
 
 #: Pods that run shards side by side; of more shards each runs several, one after the other. Kubeflow's record of a run
-#: grows with each pod, and 32 of them ask for more than any endpoint answers.
-MOST_PODS = 32
+#: grows with each pod, and 16 of them ask for more than any endpoint answers.
+MOST_PODS = 16
 
 _FOLDER = ".plan"
 

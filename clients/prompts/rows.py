@@ -86,7 +86,13 @@ def parse_row(line: Line, defaults: JobDefaults) -> Row:
 
 
 def row_of(line: Line, hashed: str, defaults: JobDefaults) -> Row:
-    """What `parse_row` finds in a line that can be sent and whose request has the hash given, without the payload."""
+    """What `parse_row` finds in a line that can be sent and whose request has the hash given, without the payload.
+
+    Args:
+        line: The line.
+        hashed: 32 hex digits, see `request_hash`.
+        defaults: As for `parse_row`.
+    """
     fields = orjson.loads(line.data or b"")
     row_id = _row_id(fields)
     request = ChatRequest(line.row, row_id or _fallback_id(line), hashed, b"")

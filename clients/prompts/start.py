@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from clients.errors import SettingsError
+from clients.prompts.rows import JobDefaults
 
 _DATE = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})(?:[T ]?\d{2}:?\d{2}.*)?")
 
@@ -27,6 +28,7 @@ class Start:
         job: Names the prompts as they were written, macros and all: the same for every run of a schedule.
         reuse: Generation of an earlier run whose answers are taken over; "" for none.
         max_regression: See RunOptions.
+        defaults: What every row shares; without the model, which is not known yet.
     """
 
     run: str = ""
@@ -39,6 +41,7 @@ class Start:
     job: str = ""
     reuse: str = ""
     max_regression: dict[str, float] = dataclasses.field(default_factory=dict)
+    defaults: JobDefaults = dataclasses.field(default_factory=JobDefaults)
 
     def to_json(self) -> bytes:
         """One line of JSON."""
@@ -48,7 +51,7 @@ class Start:
     def from_json(cls, text: bytes) -> "Start":
         """Read back what `to_json` wrote."""
         fields: dict[str, Any] = orjson.loads(text)
-        return cls(**fields)
+        return cls(**{**fields, "defaults": JobDefaults(**fields["defaults"])})
 
 
 def date_of(run_date: str, now: dt.datetime) -> dt.date:
@@ -73,7 +76,13 @@ def date_of(run_date: str, now: dt.datetime) -> dt.date:
 
 
 def expanded(text: str, *, date: dt.date, run: str) -> str:
-    """A location with `{date}`, `{yesterday}` and `{run}` replaced; any other brace stays as it is."""
+    """A location with `{date}`, `{yesterday}` and `{run}` replaced; any other brace stays as it is.
+
+    Args:
+        text: The location; `inline:` and rows stays as it is.
+        date: Of the run.
+        run: Its id.
+    """
     if text.startswith("inline:"):
         return text
     macros = {"{date}": date, "{yesterday}": date - dt.timedelta(days=1), "{run}": run}

@@ -61,7 +61,14 @@ def _mark_lines(marks: Sequence[Mark], floor: int) -> str:
 
 
 def histogram_chart(histogram: Histogram, spread: Spread, *, describe: str, show: Callable[[float], str]) -> str:
-    """A distribution with its median and tail marked; `show` writes a value with its unit."""
+    """A distribution with its median and tail marked; `show` writes a value with its unit.
+
+    Args:
+        histogram: Edges and counts; the scale of its x axis is `linear` or `log`.
+        spread: Its median, p95 and p99.
+        describe: What a screen reader says instead.
+        show: Writes a value with its unit.
+    """
     edges, log = histogram["edges"], histogram["scale"] == "log"
     low, high = edges[0], edges[-1]
 

@@ -109,7 +109,13 @@ class Distribution:
 
 
 def nice_step(span: float, parts: int, *, whole: bool = False) -> float:
-    """The smallest of 1, 2, 5, 10, 20 ... (and 0.5, 0.2 ... unless whole) of which `parts` cover the span."""
+    """The smallest of 1, 2, 5, 10, 20 ... (and 0.5, 0.2 ... unless whole) of which `parts` cover the span.
+
+    Args:
+        span: What is to be covered.
+        parts: At most so many steps.
+        whole: Whether half a unit makes no sense.
+    """
     raw = max(span / parts, 1e-9, whole * 1.0)
     power = 10.0 ** math.floor(math.log10(raw))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= raw * 0.999999)

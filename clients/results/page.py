@@ -86,7 +86,13 @@ def page(title: str, body: str) -> str:
 
 
 def section(title: str, body: str, note: str = "") -> str:
-    """A headed part of the page: `body` is HTML already, `title` and `note` are text."""
+    """A headed part of the page: `body` is HTML already, `title` and `note` are text.
+
+    Args:
+        title: Text.
+        body: HTML.
+        note: Text below the title; "" for none.
+    """
     aside = f'<p class="small soft">{escape(note)}</p>' if note else ""
     return f"<section><h2>{escape(title)}</h2>{aside}{body}</section>"
 
@@ -103,7 +109,13 @@ def stats(numbers: Mapping[str, str]) -> str:
 
 
 def table(kind: str, names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; a name that begins with # is a column of numbers."""
+    """A table of cells that are HTML already; a name that begins with # is a column of numbers.
+
+    Args:
+        kind: CSS class.
+        names: Of the columns; one that begins with # holds numbers.
+        lines: Cells of each line as HTML, as many as names.
+    """
     columns = [(name.lstrip("#"), ' class="num"' if name.startswith("#") else "") for name in names]
     head = "".join(f"<th{side}>{name}</th>" for name, side in columns)
     body = "".join(

@@ -1,4 +1,4 @@
-"""The one place where the result row's columns stand. README.md documents them; a test holds the two together."""
+"""The one place where the result row's columns stand. docs/formats.md documents them; a test holds the two together."""
 
 import pyarrow as pa
 

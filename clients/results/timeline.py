@@ -48,7 +48,13 @@ class Timeline:
         self._slots: dict[int, tuple[int, int]] = {}
 
     def add(self, started_us: pa.Array, finished_us: pa.Array, tokens: pa.Array) -> None:
-        """Count in requests: int64 microseconds since 1970, and output tokens where known. The times have no nulls."""
+        """Count in requests: int64 microseconds since 1970, and output tokens where known. The times have no nulls.
+
+        Args:
+            started_us: When each was sent: int64, microseconds since 1970, no nulls.
+            finished_us: When each was answered, alike.
+            tokens: Output tokens; null where not known.
+        """
         if not len(started_us):
             return
         self._add_stretches(started_us, finished_us)

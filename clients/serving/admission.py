@@ -32,7 +32,13 @@ _FINAL = (
 
 
 def refusals(deployment: Object, evidence: Evidence, wanted: int) -> Iterator[Cause]:
-    """Why a Deployment's pods are not created."""
+    """Why a Deployment's pods are not created.
+
+    Args:
+        deployment: The Deployment.
+        evidence: What was seen, its events among it.
+        wanted: Pods that it should have.
+    """
     failed = condition(deployment, "ReplicaFailure")
     if failed.get("status") == "True" and text(failed, "message"):
         yield _refusal(deployment, text(failed, "message"), evidence.age(failed.get("lastTransitionTime")), wanted)

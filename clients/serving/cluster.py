@@ -59,6 +59,11 @@ class Cluster:
     def get(self, kind: str, name: str, *, namespace: str = "") -> Object | None:
         """One object, or None when there is none of that name.
 
+        Args:
+            kind: Key of KINDS.
+            name: Of the object.
+            namespace: "" for the cluster's own.
+
         Raises:
             ApiError: as all calls: ForbiddenError, MissingKindError, UnreachableApiError and others.
         """

@@ -51,6 +51,9 @@ class Connection:
         config: Where it is and who we are.
         in_cluster: Whether this runs in a pod, where no proxy can help.
         patience_s: Seconds for which a faltering server is tried again.
+
+    Raises:
+        SettingsError: the credentials cannot be used.
     """
 
     def __init__(self, config: SingleConfig, *, in_cluster: bool = False, patience_s: float = PATIENCE_S) -> None:

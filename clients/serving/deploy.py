@@ -1,16 +1,15 @@
 """Put an InferenceService into the cluster, or take one that is there."""
 
-import dataclasses
 import datetime as dt
-import json
 import logging
 import time
-from typing import Any, Self
+from typing import Any
 
 from clients.errors import ApiError, ServingError
 from clients.events import emit
 from clients.serving import lease, times
 from clients.serving.cluster import Cluster, Object
+from clients.serving.deployed import Deployed
 from clients.serving.labels import AFTER_RUN, CREATED_BY, FIELD_MANAGER, MANAGED_BY, STOP, WOKEN_BY
 from clients.serving.manifest import for_kserve_0_15, inference_service, metrics_service
 from clients.serving.prerequisites import check
@@ -28,40 +27,6 @@ _KSERVE_0_15_SAYS = ("deploymentStrategy is only supported", "is not a supported
 _GOING_S = 600.0
 
 _POLL_S = 2.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Deployed:
-    """A service that a run uses.
-
-    Attributes:
-        name: Of the InferenceService.
-        namespace: Where it is.
-        uid: Which one it is: a successor of the same name is another.
-        run: The run that holds it.
-        model: Name under which it serves the model.
-        replicas: Replicas that must serve.
-        gpus: GPUs of all replicas together.
-        created: Whether this run made it.
-    """
-
-    name: str
-    namespace: str
-    uid: str
-    run: str
-    model: str
-    replicas: int
-    gpus: int
-    created: bool
-
-    def to_json(self) -> str:
-        """One line that `from_json` reads back."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote."""
-        return cls(**json.loads(text))
 
 
 def deploy(
@@ -105,6 +70,7 @@ def deploy(
         replicas=spec.replicas,
         gpus=spec.gpus,
         created=created,
+        at=time.time(),
     )
 
 

@@ -23,7 +23,13 @@ class Kind:
     brought_by: str = ""
 
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """The URL path of an object, or of the collection when no name is given; all namespaces when none is given."""
+        """The URL path of an object, or of the collection when no name is given; all namespaces when none is given.
+
+        Args:
+            namespace: "" for all.
+            name: Of the object; "" for the collection.
+            subresource: Such as `log`; "" for the object itself.
+        """
         parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
         if self.namespaced and namespace:
             parts += ["namespaces", namespace]

@@ -98,13 +98,24 @@ def is_alive(cluster: Cluster, found: Hold, namespace: str) -> bool:
     """Whether a run still needs what it holds.
 
     Its workflow and its pods tell; where there are none, as for a run on a laptop, the end of the hold decides.
+
+    Args:
+        cluster: Where to look.
+        found: What the run holds.
+        namespace: Of the service.
     """
     seen = is_seen(cluster, found, namespace)
     return found.until > times.now() if seen is None else seen
 
 
 def is_seen(cluster: Cluster, found: Hold, namespace: str) -> bool | None:
-    """Whether a run's workflow or pods are at work; None when there are none to be seen."""
+    """Whether a run's workflow or pods are at work; None when there are none to be seen.
+
+    Args:
+        cluster: Where to look.
+        found: What the run holds.
+        namespace: Of the service.
+    """
     seen = _workflow_is_alive(cluster, found.run, namespace)
     return _pods_are_alive(cluster, found.run, namespace) if seen is None else seen
 

@@ -9,7 +9,9 @@ from clients.errors import ApiError
 from clients.events import emit
 from clients.serving import times
 from clients.serving.cluster import Cluster, Object
+from clients.serving.evidence import is_ready, main_container
 from clients.serving.labels import SERVICE_LABEL
+from clients.serving.pods import pods_of
 from clients.serving.snapshot import Snapshot
 
 P = ParamSpec("P")
@@ -25,8 +27,6 @@ _LOGS_EVERY_S, _NODES_EVERY_S = 8.0, 60.0
 
 #: Seconds for which something that was refused is not asked for again.
 _REFUSED_FOR_S = 120.0
-
-_MAIN_CONTAINER = "kserve-container"
 
 
 class Observer:
@@ -105,7 +105,7 @@ class Observer:
         self._logs_at = time.monotonic()
         self._logs, self._died = {}, {}
         for pod in waiting:
-            name, container = pod["metadata"]["name"], _main_container(pod)
+            name, container = pod["metadata"]["name"], main_container(pod)
             if not container or not (pod.get("spec") or {}).get("nodeName"):
                 continue
             before = self._tail(name, container, previous=True) if _restarts(pod) else ""
@@ -140,29 +140,10 @@ class Observer:
         return time.monotonic() - self._refused.get(right, float("-inf")) > _REFUSED_FOR_S
 
 
-def pods_of(cluster: Cluster, name: str, *, namespace: str = "") -> list[Object]:
-    """The pods of a service, by KServe's label, or by the one that its Deployment selects them with."""
-    for labels in (f"{SERVICE_LABEL}={name}", f"app=isvc.{name}-predictor"):
-        if pods := cluster.list("Pod", labels=labels, namespace=namespace):
-            return pods
-    return []
-
-
-def is_ready(pod: Object) -> bool:
-    """Whether a pod serves."""
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
-
-
 def _claim_names(pod: Object) -> Iterable[str]:
     for volume in (pod.get("spec") or {}).get("volumes") or []:
         if name := (volume.get("persistentVolumeClaim") or {}).get("claimName"):
             yield name
-
-
-def _main_container(pod: Object) -> str:
-    names = [each["name"] for each in (pod.get("spec") or {}).get("containers") or []]
-    return _MAIN_CONTAINER if _MAIN_CONTAINER in names else next(iter(names), "")
 
 
 def _restarts(pod: Object) -> int:
@@ -178,6 +159,6 @@ def _is_down(pod: Object) -> bool:
 
 
 def _main_status(pod: Object) -> Object:
-    main = _main_container(pod)
+    main = main_container(pod)
     statuses = (pod.get("status") or {}).get("containerStatuses") or []
     return next((status for status in statuses if status.get("name") == main), {})

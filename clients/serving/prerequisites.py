@@ -49,7 +49,11 @@ def check(cluster: Cluster, spec: ServingSpec) -> None:
 
 
 def check_rights(cluster: Cluster) -> None:
-    """Raise ForbiddenError with every rule that is missing."""
+    """See that the account may do all that deploying needs.
+
+    Raises:
+        ForbiddenError: it may not; the message names every rule that is missing.
+    """
     missing = missing_rights(cluster)
     if missing:
         raise ForbiddenError(
@@ -60,7 +64,15 @@ def check_rights(cluster: Cluster) -> None:
 
 
 def check_secret(cluster: Cluster, name: str) -> None:
-    """Raise SettingsError when the Secret with the Hugging Face token is missing or still holds the placeholder."""
+    """See that the Secret with the Hugging Face token holds one.
+
+    Args:
+        cluster: Where to look.
+        name: Of the Secret; "" for none.
+
+    Raises:
+        SettingsError: it is missing, or still holds the placeholder.
+    """
     if not name:
         return
     where = f"Secret {cluster.namespace}/{name}"
@@ -87,7 +99,15 @@ def _decoded(value: Any) -> str:
 
 
 def check_quota(cluster: Cluster, gpus: int) -> None:
-    """Raise ServingError when a quota of the namespace can never hold the GPUs; what is only in use is noted."""
+    """See that the namespace's quotas can hold the GPUs; what is only in use is noted.
+
+    Args:
+        cluster: Where to look.
+        gpus: Of all replicas.
+
+    Raises:
+        ServingError: one never can.
+    """
     try:
         quotas = cluster.list("ResourceQuota")
     except ApiError:

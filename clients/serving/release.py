@@ -10,7 +10,7 @@ from clients.events import emit
 from clients.serving import lease
 from clients.serving.cluster import Cluster, Object
 from clients.serving.labels import AFTER_RUN, CREATED_BY, STOP, WOKEN_BY
-from clients.serving.observe import pods_of
+from clients.serving.pods import pods_of
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from clients.events import emit
 from clients.serving import lease, times
 from clients.serving.canary import canary
 from clients.serving.cluster import Cluster
-from clients.serving.deploy import Deployed
+from clients.serving.deployed import Deployed
 from clients.serving.diagnose import Cause, Finding, diagnose
 from clients.serving.observe import Observer
 from clients.serving.snapshot import Snapshot
@@ -77,7 +77,8 @@ class _Wait:
         self._timeout_s, self._lease_s, self._api_key = ready_timeout_s, lease_s, api_key
         self._observer = Observer(cluster, deployed.name)
         self._where = f"InferenceService {deployed.namespace}/{deployed.name}"
-        self._started = self._renewed_at = time.monotonic()
+        self._renewed_at = time.monotonic()
+        self._started = self._renewed_at - (max(0.0, time.time() - deployed.at) if deployed.at else 0.0)
         self._reported: tuple[Any, ...] = ()
         self._reported_at = float("-inf")
         self._suspected = ""  # kind of a fatal cause that was seen once

@@ -32,7 +32,13 @@ def read_baseline(start: Start) -> Numbers | None:
 
 
 def baseline_facts(now: Numbers, before: Numbers | None, *, has_passed: bool) -> dict[str, Any]:
-    """What a finished run leaves for the next one; with a run that did not pass nothing is ever compared."""
+    """What a finished run leaves for the next one; with a run that did not pass nothing is ever compared.
+
+    Args:
+        now: The numbers of this run.
+        before: Those it was compared with; None for none.
+        has_passed: Whether it kept its budgets and got no worse.
+    """
     return {"numbers": now if has_passed else before, "before": before}
 
 

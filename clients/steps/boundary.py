@@ -19,6 +19,12 @@ def step(name: str) -> Iterator[None]:
     """Run a step; what a user or a signal can cause ends it with one `step.failed` event and an exit code.
 
     A defect of ours keeps its traceback.
+
+    Args:
+        name: Of the step, for its events.
+
+    Raises:
+        SystemExit: with the exit code of an LLMInferenceError inside the block.
     """
     if not logging.getLogger("clients").handlers:  # a pod; elsewhere an entry point has chosen where events go
         log_to_stderr()

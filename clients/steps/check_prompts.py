@@ -11,11 +11,12 @@ from typing import Any
 from clients.batch.options import RunOptions
 from clients.errors import StorageError
 from clients.events import emit
+from clients.prompts.check import Checked
 from clients.prompts.check import check_prompts as check
 from clients.prompts.rows import JobDefaults
 from clients.prompts.start import Start, date_of, expanded
 from clients.steps.boundary import step, whole_numbers
-from clients.steps.stores import reach_stores
+from clients.steps.store_access import reach_stores
 from clients.storage import refusals, shown
 from clients.storage.generations import Generations, job_of, pipeline_of, states_of
 from clients.storage.inputs import at_hand
@@ -73,6 +74,7 @@ def check_prompts(
             state=state,
             job=job_of(prompts),
             max_regression=dict(chosen.max_regression),
+            defaults=defaults,
         )
         with at_hand(start.prompts) as location:
             checked = check(location, defaults)
@@ -80,14 +82,19 @@ def check_prompts(
             start = _with_state(start, artifact, checked.fingerprint, chosen)
         with refusals("write", checked_path):
             Path(checked_path).write_bytes(start.to_json() + b"\n" + checked.to_json())
-        for example in checked.examples:
-            emit(logger, "row.invalid", row=example.row, id=example.id, error=example.error_message)
-        counts: dict[str, Any] = {
-            name: getattr(checked, name) for name in ("rows", "invalid", "repeated_ids", "duplicates")
-        }
-        counts["prompt_tokens_estimate"] = checked.tokens.prompt
-        emit(logger, "prompts.checked", **counts)
-    if run:
+        return _told(start, checked)
+
+
+def _told(start: Start, checked: Checked) -> dict[str, Any]:
+    """What the artifact tells, after the log has told the counts and the first malformed rows."""
+    for example in checked.examples:
+        emit(logger, "row.invalid", row=example.row, id=example.id, error=example.error_message)
+    counts: dict[str, Any] = {
+        name: getattr(checked, name) for name in ("rows", "invalid", "repeated_ids", "duplicates")
+    }
+    counts["prompt_tokens_estimate"] = checked.tokens.prompt
+    emit(logger, "prompts.checked", **counts)
+    if start.run:
         counts |= {"prompts": shown(start.prompts), "date": start.date, "state": start.state}
     return counts
 

@@ -32,6 +32,9 @@ def deploy_service(
 
     Returns:
         What `wait_service` needs, as JSON; "" when nothing was deployed.
+
+    Raises:
+        SystemExit: a setting cannot be used, or the cluster refuses; see `step`.
     """
     with step("deploy_service"):
         if endpoint_url.strip():

@@ -16,7 +16,7 @@ from clients.prompts.plan import MOST_PODS, Shard, unpack
 from clients.prompts.start import Start
 from clients.steps.boundary import step
 from clients.steps.shard_runs import run_to_file, run_to_state
-from clients.steps.stores import reach_stores
+from clients.steps.store_access import reach_stores
 from clients.storage import refusals
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,9 @@ def gate(*, summary: str, max_error_rate: float) -> None:
     Args:
         summary: The summary of `merge_shards` as JSON.
         max_error_rate: Share of the rows, 0 to 1, that may end other than `ok` or `truncated`.
+
+    Raises:
+        SystemExit: too many rows went wrong, or the run got worse; see `step`.
     """
     with step("gate"):
         read = json.loads(summary)

@@ -24,7 +24,7 @@ from clients.results.summary import Summary
 from clients.steps.baseline import baseline_facts, keep_baseline, read_baseline
 from clients.steps.boundary import step
 from clients.steps.finished_parts import FinishedParts
-from clients.steps.stores import reach_stores
+from clients.steps.store_access import reach_stores
 from clients.storage import Folder, refusals
 
 logger = logging.getLogger(__name__)

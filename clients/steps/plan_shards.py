@@ -1,10 +1,11 @@
 """Cut the checked input into shards."""
 
+import dataclasses
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from clients.events import emit
 from clients.prompts.check import Checked
 from clients.prompts.plan import MOST_PODS, Shard, pack, specs_of
 from clients.prompts.rows import JobDefaults
+from clients.prompts.source import Range
 from clients.prompts.start import Start
 from clients.steps.boundary import step, whole_numbers
-from clients.steps.stores import reach_stores
+from clients.steps.store_access import reach_stores
 from clients.storage import refusals
 
 logger = logging.getLogger(__name__)
@@ -30,9 +32,6 @@ def plan_shards(
     *,
     checked_path: str,
     endpoint: str,
-    system_prompt: str,
-    request_defaults: Mapping[str, Any],
-    template: str,
     shards: int,
     concurrency: int,
     server_wait_s: float,
@@ -45,9 +44,6 @@ def plan_shards(
     Args:
         checked_path: What `check_prompts` wrote.
         endpoint: What `resolve_endpoint` returned.
-        system_prompt: See `JobDefaults`; so are the two that follow.
-        request_defaults: Request fields of rows that have no such field.
-        template: The user message, with `{name}` where a column's value goes; "" for none.
         shards: How many; at most one a row.
         concurrency: Most requests in flight over all shards; 0 leaves it to the engine.
         server_wait_s: Seconds a shard waits for an endpoint that cannot be reached.
@@ -60,44 +56,57 @@ def plan_shards(
         chosen = RunOptions.from_json(whole_numbers(options)).started(time.time())
         first, _, second = Path(checked_path).read_bytes().partition(b"\n")
         start, checked = Start.from_json(first), Checked.from_json(second)
-        defaults = JobDefaults(
-            model=json.loads(endpoint)["model"],
-            system_prompt=system_prompt,
-            request_defaults=whole_numbers(request_defaults),
-            template=template,
-        )
         # Without a place that outlives a pod, one pod does it all: a later step would not find what others did.
         parts = checked.cut(shards if start.state or not start.run else 1)
-        plan = _name([part.start for part, _ in parts], checked.fingerprint)
-        planned = [
-            Shard(
-                shard=number,
-                of=len(parts),
-                prompts=start.prompts,
-                part=part,
-                rows=rows,
-                base_url=json.loads(endpoint)["base_url"],
-                defaults=defaults,
-                carried=checked.carried,
-                state=start.state,
-                plan=plan,
-                concurrency=max(1, concurrency // min(len(parts), MOST_PODS)) if concurrency else 0,
-                server_wait_s=server_wait_s,
-                may_repeat=checked.may_repeat,
-                options=chosen.of_part(rows, checked.rows).to_json(),
-                run=start.run,
-                pipeline=start.pipeline,
-                job=_job(plan, defaults, checked.carried, chosen),
-                reuse=start.reuse,
-            )
-            for number, (part, rows) in enumerate(parts)
-        ]
+        planned = _planned(
+            start, checked, parts, chosen, json.loads(endpoint), concurrency=concurrency, server_wait_s=server_wait_s
+        )
         specs = specs_of(planned)
         if plan_path:
             with refusals("write", plan_path):
                 Path(plan_path).write_bytes(start.to_json() + b"\n" + pack(planned))
-        emit(logger, "shards.planned", plan=plan, rows=checked.rows, rows_of_shard=[rows for _, rows in parts])
+        emit(
+            logger, "shards.planned", plan=planned[0].plan, rows=checked.rows, rows_of_shard=[rows for _, rows in parts]
+        )
     return specs
+
+
+def _planned(
+    start: Start,
+    checked: Checked,
+    parts: Sequence[tuple[Range, int]],
+    chosen: RunOptions,
+    endpoint: Mapping[str, str],
+    *,
+    concurrency: int,
+    server_wait_s: float,
+) -> list[Shard]:
+    """A shard for each part, with all that its pod has to know."""
+    defaults = dataclasses.replace(start.defaults, model=endpoint["model"])
+    plan = _name([part.start for part, _ in parts], checked.fingerprint)
+    return [
+        Shard(
+            shard=number,
+            of=len(parts),
+            prompts=start.prompts,
+            part=part,
+            rows=rows,
+            base_url=endpoint["base_url"],
+            defaults=defaults,
+            carried=checked.carried,
+            state=start.state,
+            plan=plan,
+            concurrency=max(1, concurrency // min(len(parts), MOST_PODS)) if concurrency else 0,
+            server_wait_s=server_wait_s,
+            may_repeat=checked.may_repeat,
+            options=chosen.of_part(rows, checked.rows).to_json(),
+            run=start.run,
+            pipeline=start.pipeline,
+            job=_job(plan, defaults, checked.carried, chosen),
+            reuse=start.reuse,
+        )
+        for number, (part, rows) in enumerate(parts)
+    ]
 
 
 def _name(starts: list[int], fingerprint: str) -> str:

@@ -11,7 +11,7 @@ from clients.prompts.plan import LATER, Shard, shards_of
 from clients.steps.boundary import step
 from clients.steps.interrupts import InterruptedRunError
 from clients.steps.shard_runs import counts_of, run_to_file, run_to_state
-from clients.steps.stores import reach_stores
+from clients.steps.store_access import reach_stores
 
 logger = logging.getLogger(__name__)
 

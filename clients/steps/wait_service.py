@@ -8,7 +8,7 @@ from clients.endpoint import base_url
 from clients.events import emit
 from clients.models import resolve_all
 from clients.serving.cluster import Cluster
-from clients.serving.deploy import Deployed
+from clients.serving.deployed import Deployed
 from clients.serving.wait import wait_until_ready
 from clients.steps.boundary import api_key, kubeconfig, step
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.storage.addresses import is_uri
+from clients.storage.object_stores import COPY_S, connect
 from clients.storage.patience import patient
 from clients.storage.refused import refusals
-from clients.storage.stores import COPY_S, connect
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,7 +135,16 @@ class Folder:
                 self._fs.delete_dir(self._root)
 
     def copy(self, name: str, source: "Folder", source_name: str) -> None:
-        """Keep a copy of another folder's file; within one store nothing passes through here."""
+        """Keep a copy of another folder's file; within one store nothing passes through here.
+
+        Args:
+            name: Path in this folder.
+            source: The other folder.
+            source_name: Path in that one.
+
+        Raises:
+            StorageError: one of the two refuses.
+        """
         if self._fs is not None and source._fs is not None and self._fs.equals(source._fs):  # noqa: SLF001
             with refusals("write", f"{self.location}/{name}"):
                 store = self._fs if self._fs.type_name != "s3" else connect(self.location, answer_s=COPY_S)[0]
@@ -184,7 +193,7 @@ def _write_durably(path: Path, data: "bytes | pa.Buffer") -> None:
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException:  # a signal, too, must not leave half a file
         aside.unlink(missing_ok=True)
         raise
     _sync(path.parent)

@@ -12,9 +12,9 @@ from typing import BinaryIO, cast
 
 from clients.errors import PromptsError, StorageError
 from clients.storage.addresses import in_full, is_uri, remember, shown
+from clients.storage.object_stores import connect
 from clients.storage.patience import patient
 from clients.storage.refused import reason, refusals
-from clients.storage.stores import connect
 
 _INLINE = "inline:"
 _HUB = re.compile(r"hf://(?:(datasets|spaces)/)?((?!(?:datasets|spaces)/)[^/]+/[^/@]+)(?:@([^/]+))?/(.+)")

@@ -37,6 +37,9 @@ def refusals(verb: str, where: str | Path) -> Iterator[None]:
     Args:
         verb: What is done: list, read or write.
         where: To what.
+
+    Raises:
+        StorageError: the block raised an OSError.
     """
     try:
         yield

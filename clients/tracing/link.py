@@ -72,7 +72,13 @@ class Link:
         self._is_cut = False
 
     def post(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Reply:
-        """Post gzipped protobuf (TRACES) or JSON (SCORES)."""
+        """Post gzipped protobuf (TRACES) or JSON (SCORES).
+
+        Args:
+            path: TRACES or SCORES.
+            body: Gzipped protobuf for TRACES, JSON for SCORES.
+            timeout_s: Seconds; None for the settings'.
+        """
         kind = {"Content-Type": "application/json"}
         if path == TRACES:
             kind = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}

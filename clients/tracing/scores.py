@@ -11,7 +11,16 @@ MAX_SCORES = 256
 
 
 def scores_of(payload: bytes, result: ChatResult, environment: str) -> list[str]:
-    """The scores of a row as JSON. Their ids and times come from its record: what is sent again replaces."""
+    """The scores of a row as JSON. Their ids and times come from its record: what is sent again replaces.
+
+    Args:
+        payload: The request's body.
+        result: The row's record.
+        environment: See TraceSettings; "" for Langfuse's default.
+
+    Returns:
+        A JSON object for each score; none for a row without a trace.
+    """
     if result.started_at is None or result.trace_id is None:
         return []
     at = iso_time(microseconds(result.started_at) + round((result.latency_s or 0.0) * 1e6))

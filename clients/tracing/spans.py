@@ -147,7 +147,13 @@ class SpanWriter:
         return b"".join(found)
 
     def summary(self, start_us: int, end_us: int, facts: Mapping[str, Any]) -> bytes:
-        """The span of the shard's summary; its trace is the same in every run of the same name."""
+        """The span of the shard's summary; its trace is the same in every run of the same name.
+
+        Args:
+            start_us: When the shard started, in microseconds since 1970.
+            end_us: When it ended.
+            facts: What it says.
+        """
         trace = hashlib.sha256(f"{self._origin.run}:{self._origin.shard}:summary".encode("utf-8", "replace"))
         return b"".join(
             [

@@ -66,7 +66,13 @@ class Attribute:
 
 
 def attribute(key: str, value: str | bool | int | list[str], *, number: int = 9) -> bytes:
-    """An attribute of a span (field 9), or of a resource (field 1)."""
+    """An attribute of a span (field 9), or of a resource (field 1).
+
+    Args:
+        key: Its name.
+        value: Its value.
+        number: 9 in a span, 1 in a resource.
+    """
     if isinstance(value, str):
         found = field(1, text(value))
     elif isinstance(value, bool):
@@ -167,7 +173,13 @@ def _contents(message: bytes) -> dict[int, bytes]:
 
 
 def joined(resource: bytes, scope: bytes, spans: Iterable[bytes]) -> bytes:
-    """The request whose `parts` these are."""
+    """The request whose `parts` these are.
+
+    Args:
+        resource: As `parts` returned it, encoded.
+        scope: The same.
+        spans: All or some of them.
+    """
     return field(1, field(1, resource) + field(2, field(1, scope) + b"".join(field(2, span) for span in spans)))
 
 

@@ -50,7 +50,13 @@ def ok(found: str) -> Verdict:
 
 
 def warning(found: str, mend: str, command: str = "") -> Verdict:
-    """A run may work, or will miss something."""
+    """A run may work, or will miss something.
+
+    Args:
+        found: What was found.
+        mend: What to do about it.
+        command: To type for that; "" for none.
+    """
     return Verdict(Status.WARNING, found, mend, command)
 
 
@@ -67,7 +73,13 @@ def failed(found: str, mend: str, command: str = "", details: tuple[str, ...] = 
 
 
 def unknown(found: str, mend: str, command: str = "") -> Verdict:
-    """It could not be looked at."""
+    """It could not be looked at.
+
+    Args:
+        found: What stood in the way.
+        mend: What to do about it.
+        command: To type for that; "" for none.
+    """
     return Verdict(Status.UNKNOWN, found, mend, command)
 
 
@@ -148,7 +160,7 @@ def _answer(question: Question) -> Verdict:
         return failed(str(error).partition(". ")[0], "try again; the API server went away meanwhile")
     except LLMInferenceError as error:
         return failed(*found_and_mend(error))
-    except Exception as error:  # noqa: BLE001 - odd data in one place of a cluster must not hide all others
+    except Exception as error:  # noqa: BLE001  (odd data in one place of a cluster must not hide all others)
         what = quoted(f"{type(error).__name__}: {error}")
         return unknown(f"this check stumbled over what it read ({what})", "look by hand, and report it to us")
 

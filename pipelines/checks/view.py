@@ -27,7 +27,13 @@ _MEND_INDENT = 11
 
 
 def print_checks(checks: Sequence[Check], console: Console, *, where: Mapping[str, str]) -> None:
-    """Print where was looked, the checks, and how many went how."""
+    """Print where was looked, the checks, and how many went how.
+
+    Args:
+        checks: In the order of the screen.
+        console: Where to.
+        where: `context` and `namespace`; empty when nothing was looked at.
+    """
     if where:
         console.print(Text(f"Context {where['context']}, namespace {where['namespace']}", style="bold"), soft_wrap=True)
         console.print()

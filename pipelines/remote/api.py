@@ -107,6 +107,12 @@ class Api:
     def upload(self, path: str, query: Mapping[str, Any], *, name: str, data: bytes) -> dict[str, Any]:
         """Send a file as a form, in the field that the server reads pipelines from.
 
+        Args:
+            path: Of the API, from the host on.
+            query: Parameters of the address.
+            name: Of the file.
+            data: What is in it.
+
         Raises:
             RemoteError: the server refused or did not answer.
         """

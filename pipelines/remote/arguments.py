@@ -110,6 +110,14 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     add_policy_arguments(parser)
     kubeflow = parser.add_argument_group(KUBEFLOW_GROUP)
     kubeflow.add_argument("--image", metavar="IMAGE", default="", help="of the steps; see Dockerfile (default: Python)")
+    kubeflow.add_argument(
+        "--volume",
+        metavar="CLAIM:FOLDER",
+        dest="volumes",
+        action="append",
+        default=[],
+        help="mount a ReadWriteMany claim there in the pods; --prompts, --output and --state may be paths in it",
+    )
     kubeflow.add_argument("--experiment", metavar="NAME", default="Default", help="experiment (default: %(default)s)")
     kubeflow.add_argument("--service-account", metavar="NAME", default="", help="account of the pods")
     kubeflow.add_argument("--pipeline-root", metavar="URI", default="", help="where Kubeflow keeps artifacts")
@@ -183,6 +191,11 @@ def job_arguments(given: Given, package: Package, earlier: dict[str, Any]) -> di
 def check_job(given: Given, package: Package, earlier: dict[str, Any]) -> dict[str, Any]:
     """As `job_arguments`, and compare them with the pipeline before a file is uploaded or a server asked.
 
+    Args:
+        given: The command line.
+        package: The pipeline.
+        earlier: Arguments of the run to go on with; empty for none.
+
     Raises:
         SettingsError: something does not fit.
     """
@@ -245,7 +258,7 @@ def _check(given: Given) -> None:
             word = flag.replace("_", "-")
             raise SettingsError(
                 f"--{word} {value}: pods cannot see this machine's folders. Give an address such as s3://bucket/{word}"
-                ", or the full path of a volume that they mount"
+                ", or a path in a volume: --volume CLAIM:FOLDER"
             )
     for flag in _STATE_FLAGS:
         if flag in given and options.state:

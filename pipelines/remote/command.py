@@ -33,7 +33,8 @@ from pipelines.remote.follow import Ending, Follower, give_up_hint, is_lost
 from pipelines.remote.parameters import Package
 from pipelines.remote.resume import resumed
 from pipelines.remote.staging import described, staged
-from pipelines.remote.submit import create_run, get_run, linked, package_of, run_body, stamp
+from pipelines.remote.submit import create_run, get_run, linked, package_of, run_body, spec_of, stamp
+from pipelines.volumes import parse_volumes, volumes_of
 
 _EXAMPLES = """examples:
   kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80
@@ -112,22 +113,26 @@ def _plan(given: Given, connection: Connection | None) -> _Plan:
         run = get_run(connection, options.resume)
         package = package_of(connection, run)
         earlier = resumed(run, package, say=_say)
+    volumes = parse_volumes(options.volumes)
+    if run and "volumes" not in given:
+        volumes = volumes_of(spec_of(connection, run)) if connection else ()
+    package = package.mounting(volumes)
     arguments = check_job(given, package, earlier)
     if options.prompts:
         stage = _dry_staged if options.dry_run else _staged
-        arguments["prompts"] = stage(options)
+        arguments["prompts"] = stage(options, package)
     package.check(arguments)
     return _Plan(package, arguments, run)
 
 
-def _staged(options: argparse.Namespace) -> str:
-    return staged(options.prompts, options.staging, say=_say)
+def _staged(options: argparse.Namespace, package: Package) -> str:
+    return staged(options.prompts, options.staging, package, say=_say)
 
 
-def _dry_staged(options: argparse.Namespace) -> str:
+def _dry_staged(options: argparse.Namespace, package: Package) -> str:
     """As `staged`, but a file that would be uploaded stays where it is."""
     try:
-        return staged(options.prompts, "", say=_say)
+        return staged(options.prompts, "", package, say=_say)
     except SettingsError:
         if not options.staging:
             raise
@@ -226,6 +231,8 @@ def _print_plan(plan: _Plan) -> None:
     for name, value in plan.arguments.items():
         text = described(value) if name == "prompts" else json.dumps(value, ensure_ascii=False)
         print(f"  {name:<18}{text}")
+    for volume in package.volumes:
+        print(f"  {'(volume)':<18}{volume.claim} at {volume.folder}")
     print("Nothing was sent. The pipeline's other parameters keep their defaults.")
 
 

@@ -13,9 +13,11 @@ import yaml
 
 from clients.errors import SettingsError
 from pipelines.catalog import COMPILED, compiled_path
+from pipelines.volumes import Volume, with_volumes
 
-#: Kubeflow stores the arguments of a run in one field and hands them on as arguments of processes.
-_MAX_BYTES = 100_000
+#: Most bytes of a run's arguments. Kubeflow's record of a run holds them some five times, beside the pipeline's code as
+#: often, and ends the run when it grows beyond 1 MiB (tests/contract/test_kubeflow_limits.py).
+_MOST_BYTES = {"batch_client": 64_000, "batch_inference": 24_000}
 
 _TYPES: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "STRING": ("text", str),
@@ -33,11 +35,13 @@ class Package:
 
     Attributes:
         name: Its name in the catalog, such as batch_client.
-        data: The YAML as it stands in its file.
+        data: The YAML as it stands in its file, or with volumes.
+        volumes: What its pods mount.
     """
 
     name: str
     data: bytes
+    volumes: tuple[Volume, ...] = ()
 
     @classmethod
     def named(cls, name: str) -> "Package":
@@ -50,6 +54,10 @@ class Package:
         if not path.is_file():
             raise SettingsError(f"there is no {path}. Write it with: python -m pipelines.compile")
         return cls(name, path.read_bytes())
+
+    def mounting(self, volumes: tuple[Volume, ...]) -> "Package":
+        """The pipeline with these volumes in the pods of the steps that read or write files."""
+        return dataclasses.replace(self, data=with_volumes(self.data, volumes), volumes=volumes)
 
     @cached_property
     def documents(self) -> list[dict[str, Any]]:
@@ -73,6 +81,16 @@ class Package:
         if len(self.documents) == 1:
             return self.documents[0]
         return {"pipeline_spec": self.documents[0], "platform_spec": self.documents[1]}
+
+    @property
+    def most_bytes(self) -> int:
+        """Most bytes that all arguments of a run may have together."""
+        return _MOST_BYTES[self.name]
+
+    @property
+    def most_inline(self) -> int:
+        """Most characters of a file that travels inside the arguments."""
+        return self.most_bytes // 2
 
     @cached_property
     def inputs(self) -> Mapping[str, Mapping[str, Any]]:
@@ -111,11 +129,11 @@ class Package:
             if name not in arguments and not definition.get("isOptional") and "defaultValue" not in definition:
                 raise SettingsError(f"{self.name} needs {name}. Give {_flag(name)}")
         size = len(json.dumps(arguments, ensure_ascii=False).encode())
-        if size > _MAX_BYTES:
+        if size > self.most_bytes:
             largest = max(arguments, key=lambda name: len(str(arguments[name])))
             raise SettingsError(
-                f"the arguments are {size:,} bytes, more than the {_MAX_BYTES:,} that a run can carry; the largest is "
-                f"{largest}. Put it in a file that the pods can read."
+                f"the arguments are {size:,} bytes, more than the {self.most_bytes:,} that a run can carry; the "
+                f"largest is {largest}. Put it in a file that the pods can read."
             )
 
     def _kind(self, name: str) -> str:

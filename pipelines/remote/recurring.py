@@ -160,6 +160,11 @@ def put(connection: Connection, wanted: Wanted, *, paused: bool = False) -> tupl
 def set_enabled(connection: Connection, one: Schedule, *, enabled: bool) -> None:
     """Pause a schedule or let it fire again.
 
+    Args:
+        connection: To Kubeflow.
+        one: The schedule.
+        enabled: Whether it is to fire.
+
     Raises:
         RemoteError: the server refused.
     """
@@ -182,6 +187,11 @@ def delete(connection: Connection, name: str) -> None:
 
 def runs_of(connection: Connection, one: Schedule, *, at_most: int) -> list[dict[str, Any]]:
     """The youngest runs that a schedule made.
+
+    Args:
+        connection: To Kubeflow.
+        one: The schedule.
+        at_most: Runs; only the youngest 100 of its experiment are looked at.
 
     Raises:
         RemoteError: the server refused.

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from clients.errors import SettingsError
 from clients.prompts.lines import read_lines
-from clients.steps.stores import reach_stores
+from clients.steps.store_access import reach_stores
 from clients.storage import Folder, is_uri, open_input
-
-#: Longest inline file, in characters. A run's arguments together may have 100,000.
-MAX_INLINE = 48_000
+from pipelines.remote.parameters import Package
 
 #: Without this, gzip of a large file is tried in vain: text rarely packs to less than a twentieth.
 _MAX_WORTH_PACKING = 4 << 20
@@ -27,12 +25,13 @@ _FORMATS = {
 }
 
 
-def staged(prompts: str, staging: str, *, say: Callable[[str], None]) -> str:
+def staged(prompts: str, staging: str, package: Package, *, say: Callable[[str], None]) -> str:
     """What the pipeline's parameter `prompts` is to be for a file or an address.
 
     Args:
         prompts: Path on this machine, or an address that the pods can read.
         staging: Address of a folder for files that are too large to travel inline; "" for none.
+        package: The pipeline; says how long a file that travels inline may be, and which paths are in its volumes.
         say: Told what is uploaded.
 
     Raises:
@@ -40,19 +39,20 @@ def staged(prompts: str, staging: str, *, say: Callable[[str], None]) -> str:
         SettingsError: it is too large to travel inline, and there is no staging.
         StorageError: the staging folder refuses it.
     """
-    if is_uri(prompts) or prompts.startswith("inline:"):
+    in_volume = any(volume.holds(prompts) for volume in package.volumes)
+    if is_uri(prompts) or prompts.startswith("inline:") or in_volume:
         return prompts
     path = Path(prompts)
     if not path.exists():
         raise SettingsError(
             f"no such file: {prompts}. Give a file of this machine, an address such as s3://bucket/prompts.jsonl, or a "
-            f"path in the pods' volume as --set prompts={prompts}"
+            f"path in a volume of the cluster: --volume CLAIM:{Path(prompts).absolute().parent}"
         )
     if not path.is_file() and not path.is_dir():
         raise SettingsError(f"{prompts} is no file. Save the prompts in one first")
     with open_input(prompts):
         next(read_lines(prompts), None)  # what is visibly no file of prompts is known before a pod starts
-    if (text := inline(path)) is not None:
+    if (text := inline(path, package.most_inline)) is not None:
         return text
     if not staging:
         raise SettingsError(
@@ -65,14 +65,14 @@ def staged(prompts: str, staging: str, *, say: Callable[[str], None]) -> str:
     return _uploaded(path, staging, say)
 
 
-def inline(path: Path) -> str | None:
-    """The file as text for a parameter, the same for the same content; None when it is too large."""
+def inline(path: Path, most: int) -> str | None:
+    """The file as text of at most so many characters, the same for the same content; None when it is too large."""
     if path.stat().st_size > _MAX_WORTH_PACKING:
         return None
     kind = _FORMATS.get(_suffix(path))
     packed = base64.b64encode(gzip.compress(path.read_bytes(), 9, mtime=0)).decode()
     text = f"inline:{kind}:{packed}" if kind else f"inline:{packed}"
-    return text if len(text) <= MAX_INLINE else None
+    return text if len(text) <= most else None
 
 
 def described(prompts: str) -> str:

@@ -1,8 +1,6 @@
 """What the compiled YAML promises to Kubeflow: the file that people upload and that a local run executes."""
 
 import ast
-import base64
-import bz2
 import functools
 import json
 import re
@@ -17,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components._embedding import embedded_modules, without_comments
-from components._factory import ENGINE_PACKAGES, IMAGE, RESULTS_PACKAGES, SERVING_PACKAGES
+from components._embedding import embedded_modules, shipped, unpack, without_comments
+from components._factory import CODE_PACKAGES, ENGINE_PACKAGES, IMAGE, RESULTS_PACKAGES, SERVING_PACKAGES
 from pipelines.catalog import COMPILED, pipelines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +26,11 @@ FILES = sorted(COMPILED.glob("*.yaml"))
 SECRET_NAMES = ("hf_secret", "storage_secret", "endpoint_secret", "langfuse_secret")
 
 #: Linux refuses one argument above 128 KiB, and the backend passes the same text on to its driver once more.
-ARGUMENT_BUDGET = 64_000
+ARGUMENT_BUDGET = 32_000
 
 #: A driver's pod gets the container twice in one variable, next to some 10 kB; Linux refuses it above 128 KiB, and only
 #: later versions of Argo, with a right that Kubeflow does not give it, put it into a ConfigMap.
-WHOLE_BUDGET = 54_000
+WHOLE_BUDGET = 32_000
 
 
 @functools.cache
@@ -64,41 +62,55 @@ def parameters(node: Any) -> Iterator[str]:
 def brought(container: dict[str, Any]) -> dict[str, str]:
     """The modules that stand in a step's own container."""
     (payload,) = re.findall(r'_BROUGHT = "([A-Za-z0-9+/=]*)"', container["command"][-1])
-    found: dict[str, str] = json.loads(bz2.decompress(base64.b64decode(payload))) if payload else {}
-    return found
+    return unpack(payload) if payload else {}
 
 
-#: From which step a step has its artifact `code`, by pipeline where that differs; follows from the pipelines' sources.
+#: Steps that only bring code along.
+BRINGERS = ("stores-code", "prompts-code", "engine-code", "serving-code")
+
+#: From which steps a step has code; follows from the pipelines' sources.
 BEFORE = {
-    "resolve-endpoint": "check-prompts",
-    "deploy-service": "check-prompts",
-    "wait-service": "deploy-service",
-    "run-shard": "plan-shards",
-    "finish-shards": "plan-shards",
-    "merge-shards": "plan-shards",
-    "gate": "plan-shards",
+    "check-prompts": ("stores-code", "prompts-code", "engine-code"),
+    "resolve-endpoint": ("check-prompts",),
+    "deploy-service": ("check-prompts", "serving-code"),
+    "wait-service": ("check-prompts", "serving-code"),
+    "plan-shards": ("check-prompts",),
+    "run-shard": ("plan-shards",),
+    "finish-shards": ("plan-shards",),
+    "merge-shards": ("plan-shards",),
+    "gate": ("plan-shards",),
 }
 
 
 def embedded(path: Path, step: str) -> dict[str, str]:
     """The modules that a step's pod has: its own, and those that were handed on to it."""
-    before = BEFORE | {"plan-shards": "resolve-endpoint" if path.stem == "batch_client" else "deploy-service"}
     found: dict[str, str] = {}
-    todo: str | None = step
-    while todo is not None:
-        own = brought(executors(path)[f"exec-{todo}"])
+    todo = [step]
+    while todo:
+        one = todo.pop()
+        own = brought(executors(path)[f"exec-{one}"])
         assert not own.keys() & found.keys(), "a module stands in the YAML twice"
         found |= own
-        todo = before.get(todo)
+        todo += BEFORE.get(one, ())
     return found
 
 
-def code_sources(node: Any) -> Iterator[tuple[str, str]]:
-    """Each step that takes code, and the step whose output that is; "" for the input of the pipeline around it."""
+def steps_of(path: Path) -> list[str]:
+    """The steps that do something with code of ours."""
+    return [name for key in executors(path) if (name := key.removeprefix("exec-")) not in BRINGERS]
+
+
+def code_sources(node: Any) -> Iterator[tuple[str, set[str]]]:
+    """Each step that takes code, and the steps whose output that is; "" for the input of the pipeline around it."""
     for component in [node["root"], *node["components"].values()]:
         for step, task in component.get("dag", {}).get("tasks", {}).items():
-            if (given := task.get("inputs", {}).get("artifacts", {}).get("code")) is not None:
-                yield step, given.get("taskOutputArtifact", {}).get("producerTask", "")
+            given = {
+                name: source.get("taskOutputArtifact", {}).get("producerTask", "")
+                for name, source in task.get("inputs", {}).get("artifacts", {}).items()
+                if name == "code" or name.endswith("_code")
+            }
+            if given:
+                yield step, set(given.values())
 
 
 def imported_modules(node: ast.AST) -> list[str]:
@@ -179,8 +191,14 @@ class TestCompiledFile:
         assert all("step_image" in image for image in images), images
 
     def test_no_field_that_older_api_servers_refuse(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"ttlSeconds|activeDeadlineSeconds|activeDeadline", text)
+        assert not re.search(r"ttlSeconds|activeDeadline", json.dumps(spec(path)))
+
+    def test_every_pod_has_a_timeout(self, path: Path) -> None:
+        _, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        found = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        hours = {step: int(config["activeDeadlineSeconds"]) / 3600 for step, config in found.items()}
+        assert hours.keys() == executors(path).keys()
+        assert all(hours["exec-run-shard"] > hours["exec-check-prompts"] > hours["exec-gate"] >= 1 for _ in hours)
 
     def test_loop_bodies_take_no_parameter_of_an_upstream_task(self, path: Path) -> None:
         """In local runs such a parameter is silently replaced by the loop item; those of the pipeline are not."""
@@ -197,33 +215,26 @@ class TestCompiledFile:
                     assert source.endswith("-loop-item") or source in own, source
 
     def test_code_is_handed_on_as_these_tests_follow_it(self, path: Path) -> None:
-        found = dict(code_sources(spec(path)))
-        plan = "resolve-endpoint" if path.stem == "batch_client" else "deploy-service"
-        inner = dict.fromkeys(("for-loop-1", "run-shard", "finish-shards", "merge-shards", "gate"), "")  # by run-shards
-        wanted = {**inner, "run-shards": "plan-shards", "plan-shards": plan, plan: "check-prompts"}
-        if path.stem == "batch_inference":
-            wanted["wait-service"] = "deploy-service"
-        assert {step: source for step, source in found.items() if step != "for-loop-1"} == {
-            step: source for step, source in wanted.items() if step != "for-loop-1"
-        }
+        found = {step: sources for step, sources in code_sources(spec(path)) if step != "for-loop-1"}
+        inner = {step: {""} for step in ("run-shard", "finish-shards", "merge-shards", "gate")}  # by run-shards
+        wanted = {step: set(sources) for step, sources in BEFORE.items() if f"exec-{step}" in executors(path)}
+        assert found == {**wanted, **inner, "run-shards": {"plan-shards"}}
 
     def test_each_pod_has_the_modules_it_needs(self, path: Path) -> None:
-        for name in executors(path):
-            step = name.removeprefix("exec-")
+        for step in steps_of(path):
             needed = embedded_modules(f"clients.steps.{step.replace('-', '_')}")
             found = embedded(path, step)
             assert {file: found.get(file) for file in needed} == {
-                file: without_comments(source) for file, source in needed.items()
-            }, name
+                file: shipped(source) for file, source in needed.items()
+            }, step
 
     def test_no_module_stands_in_the_yaml_that_no_step_needs(self, path: Path) -> None:
-        steps = [name.removeprefix("exec-").replace("-", "_") for name in executors(path)]
+        steps = [step.replace("-", "_") for step in steps_of(path)]
         needed = {file for step in steps for file in embedded_modules(f"clients.steps.{step}")}
         assert {file for container in executors(path).values() for file in brought(container)} <= needed
 
     def test_each_pods_code_imports_alone(self, path: Path, tmp_path: Path) -> None:
-        for name in executors(path):
-            step = name.removeprefix("exec-")
+        for step in steps_of(path):
             archive = tmp_path / f"{step}.zip"
             with zipfile.ZipFile(archive, "w") as opened:
                 for file, source in embedded(path, step).items():
@@ -236,17 +247,18 @@ class TestCompiledFile:
     def test_each_pod_installs_what_its_code_imports(self, path: Path) -> None:
         """On a laptop everything is installed, so nothing else would notice."""
         brought_along = {"jsonschema": {"referencing"}}
-        for name, container in executors(path).items():
+        for step in steps_of(path):
+            container = executors(path)[f"exec-{step}"]
             installed = set(re.findall(r"'([a-z0-9-]+)==", container["command"][2]))
             available = installed.union(*(brought_along.get(package, set()) for package in installed))
-            step = name.removeprefix("exec-").replace("-", "_")
             imported = {
                 module.split(".")[0]
-                for source in embedded_modules(f"clients.steps.{step}").values()
+                for source in embedded_modules(f"clients.steps.{step.replace('-', '_')}").values()
                 for node in ast.walk(ast.parse(without_comments(source)))
                 for module in imported_modules(node)
             }
-            assert imported - sys.stdlib_module_names - {"clients"} <= available, name
+            assert imported - sys.stdlib_module_names - {"clients"} <= available, step
+            assert ("pyppmd" in installed) == bool(brought(container)), step
 
     def test_every_parameter_is_described(self, path: Path) -> None:
         found = spec(path)
@@ -267,4 +279,4 @@ def test_steps_that_touch_no_gpu_carry_no_engine() -> None:
 
 def test_pods_install_the_versions_that_are_tested() -> None:
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    assert {*ENGINE_PACKAGES, *RESULTS_PACKAGES, *SERVING_PACKAGES} <= set(constraints)
+    assert {*CODE_PACKAGES, *ENGINE_PACKAGES, *RESULTS_PACKAGES, *SERVING_PACKAGES} <= set(constraints)

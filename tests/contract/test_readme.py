@@ -29,14 +29,27 @@ TWINS = {
     "README.md": "README_ko.md",
     **{
         f"docs/{name}.md": f"docs/{name}_ko.md"
-        for name in ("engine", "formats", "kubeflow", "parameters", "serving", "tracing")
+        for name in (
+            "engine",
+            "formats",
+            "glossary",
+            "kubeflow",
+            "laptop",
+            "parameters",
+            "serving",
+            "tracing",
+            "troubleshooting",
+        )
     },
 }
+#: A longer README is not read to its end: what is depth stands in docs/.
+MOST_LINES = 215
 ENGLISH, KOREAN = page("README.md"), page("README_ko.md")
 FORMATS_ENGLISH, FORMATS_KOREAN = page("docs/formats.md"), page("docs/formats_ko.md")
 ENGINE_ENGLISH, ENGINE_KOREAN = page("docs/engine.md"), page("docs/engine_ko.md")
 SERVING_ENGLISH, SERVING_KOREAN = page("docs/serving.md"), page("docs/serving_ko.md")
 PARAMETERS_ENGLISH, PARAMETERS_KOREAN = page("docs/parameters.md"), page("docs/parameters_ko.md")
+TROUBLES_ENGLISH, TROUBLES_KOREAN = page("docs/troubleshooting.md"), page("docs/troubleshooting_ko.md")
 ALL_ENGLISH, ALL_KOREAN = "".join(map(page, TWINS)), "".join(map(page, TWINS.values()))
 
 #: Words in messages that are passed on as the cluster, vLLM or Hugging Face said them.
@@ -77,8 +90,10 @@ def first_cells(text: str, header: str) -> list[str]:
     return [line.split("|")[1].strip().strip("`") for line in table.splitlines()]
 
 
-def commands() -> list[str]:
-    return [line for block in code_blocks(ENGLISH) if block.startswith("```sh") for line in block.splitlines()[1:-1]]
+def commands(text: str) -> list[str]:
+    """The lines of the shell blocks, and what stands as a command of make within a sentence."""
+    lines = [line for block in code_blocks(text) if block.startswith("```sh") for line in block.splitlines()[1:-1]]
+    return lines + re.findall(r"`(make [^`\n]+)`", text)
 
 
 def help_of(*command: str) -> str:
@@ -103,6 +118,21 @@ def test_both_have_the_same_headings_tables_and_code(english: str) -> None:
     assert code_blocks(one) == code_blocks(other)
 
 
+@pytest.mark.parametrize("text", [ENGLISH, KOREAN])
+def test_the_readme_is_short_enough_to_read(text: str) -> None:
+    assert text.count("\n") <= MOST_LINES
+
+
+def test_the_messages_of_the_readme_stand_in_full_on_the_page_of_troubles() -> None:
+    for message in messages(ENGLISH):
+        assert any(full.startswith(message.rstrip(" …")) for full in messages(TROUBLES_ENGLISH)), message
+
+
+def test_both_languages_name_the_same_messages() -> None:
+    assert messages(ENGLISH) == messages(KOREAN)
+    assert messages(TROUBLES_ENGLISH) == messages(TROUBLES_KOREAN)
+
+
 def test_every_page_has_a_twin() -> None:
     pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
     assert pages | {"README.md", "README_ko.md"} == {*TWINS, *TWINS.values()}
@@ -113,9 +143,10 @@ def test_the_columns_are_those_of_the_schema(text: str, header: str) -> None:
     assert first_cells(text, header)[:-1] == COLUMNS.names
 
 
-@pytest.mark.parametrize("text", [ENGLISH, KOREAN])
+@pytest.mark.parametrize("text", [ENGLISH, KOREAN, FORMATS_ENGLISH, FORMATS_KOREAN])
 def test_the_outcomes_are_those_of_the_code(text: str) -> None:
-    assert first_cells(text, "outcome") == [outcome.value for outcome in Outcome]
+    named = [name.strip(" `") for cell in first_cells(text, "outcome") for name in cell.split(",")]
+    assert named == [outcome.value for outcome in Outcome]
 
 
 @pytest.mark.parametrize("text", [ENGINE_ENGLISH, ENGINE_KOREAN])
@@ -188,12 +219,18 @@ def test_the_parameters_and_options_are_those_of_the_pipelines_with_their_defaul
         assert not shown or shown.removesuffix(".0") in said, (name, shown, said)
 
 
-@pytest.mark.parametrize("text", [ENGLISH, KOREAN])
-def test_the_messages_of_the_troubleshooting_table_are_those_of_the_software(text: str) -> None:
-    (table,) = re.findall(r"\n\| (?:what is printed|출력되는 메시지) \|.*\n\|[-|]+\n((?:\|.*\n)+)", text)
+def messages(text: str) -> list[str]:
+    """What the tables of troubles say that the software prints."""
+    found = re.findall(r"\n\| (?:what is printed|출력되는 메시지) \|.*\n\|[-|]+\n((?:\|.*\n)+)", text)
+    return [line.split("|")[1].strip().strip("`") for table in found for line in table.splitlines()]
+
+
+@pytest.mark.parametrize(("text", "least"), [(ENGLISH, 3), (KOREAN, 3), (TROUBLES_ENGLISH, 11), (TROUBLES_KOREAN, 11)])
+def test_the_messages_of_the_troubleshooting_table_are_those_of_the_software(text: str, least: int) -> None:
+    assert len(messages(text)) >= least
     sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "clients").rglob("*.py")))
     said = re.sub(r'"\s*\n\s*f?"', "", sources)  # a message that goes on in the next line
-    for message in (line.split("|")[1].strip().strip("`") for line in table.splitlines()):
+    for message in messages(text):
         for part in filter(None, (part.strip(" .:") for part in message.split("…"))):
             words = [word for word in re.split(r"[^A-Za-z_'-]+", part) if len(word) > 3]
             assert [word for word in words if word not in said and word not in FROM_THE_CLUSTER] == [], message
@@ -207,9 +244,9 @@ def test_the_names_of_secrets_are_the_defaults_of_the_pipeline() -> None:
 
 def test_every_make_target_named_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    named = {shlex.split(command)[1] for command in commands() if command.startswith("make ")}
-    assert named <= targets
-    assert {"run", "test"} <= named
+    everywhere = {shlex.split(command)[1] for command in commands(ALL_ENGLISH) if command.startswith("make ")}
+    assert everywhere <= targets
+    assert {"run", "test"} <= {shlex.split(command)[1] for command in commands(ENGLISH) if command.startswith("make ")}
 
 
 @pytest.mark.parametrize("name", [*TWINS, *TWINS.values(), "CONTRIBUTING.md"])

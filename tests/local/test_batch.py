@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pandas as pd
 import pytest
 
 from components.resolve_endpoint import resolve_endpoint
+from pipelines.catalog import compiled_path
+from tests.contract.test_compiled import embedded
 from tests.servers.answers import digest
 from tests.servers.openai_server import OpenAIServer
 
@@ -541,7 +544,12 @@ def test_a_step_inside_kfps_executor_ends_a_signal_with_its_exit_code_and_no_tra
     module.write_text(resolve_endpoint.component_spec.implementation.container.command[-1], encoding="utf-8")
     given = {"endpoint_url": f"http://127.0.0.1:{free_port()}", "model": "", "server_wait_s": 60}
     output = {"parameters": {"Output": {"outputFile": str(tmp_path / "o")}}, "outputFile": str(tmp_path / "all.json")}
-    executor_input = json.dumps({"inputs": {"parameterValues": given}, "outputs": output})
+    with zipfile.ZipFile(tmp_path / "code.zip", "w") as archive:
+        for file, source in embedded(compiled_path("batch_client"), "resolve-endpoint").items():
+            archive.writestr(file, source)
+    artifact = {"name": "code", "type": {"schemaTitle": "system.Artifact"}, "uri": str(tmp_path / "code.zip")}
+    inputs = {"parameterValues": given, "artifacts": {"code": {"artifacts": [artifact]}}}
+    executor_input = json.dumps({"inputs": inputs, "outputs": output})
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "kfp.dsl.executor_main", "--component_module_path", str(module)),

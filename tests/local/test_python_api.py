@@ -19,6 +19,7 @@ from clients import BatchFailedError, read_results, run_batch
 from clients.errors import SettingsError
 from pipelines.local_run import LocalRun
 from pipelines.remote.parameters import Package
+from tests.contract.test_compiled import brought
 from tests.servers.kfp.state import check_spec
 from tests.servers.openai_server import OpenAIServer
 
@@ -172,9 +173,10 @@ def test_importing_the_packages_is_free_and_names_are_found_where_they_are_offer
 
 def test_no_pod_carries_what_is_for_python() -> None:
     for name in ("batch_client", "batch_inference"):
-        text = Package.named(name).data.decode()
-        assert "clients/__init__.py" in text
-        assert "clients/api.py" not in text
+        executors = Package.named(name).documents[0]["deploymentSpec"]["executors"].values()
+        carried = {file for executor in executors for file in brought(executor["container"])}
+        assert "clients/__init__.py" in carried
+        assert "clients/api.py" not in carried
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 from clients.prompts.start import Start
 from clients.steps.check_prompts import check_prompts
 from pipelines.remote.parameters import Package
+from pipelines.volumes import Volume, volumes_of
 from tests.servers.kfp_api import Frame, KfpApi, Seen, Store
 from tests.servers.s3 import ObjectStore
 
@@ -388,6 +389,17 @@ class TestResume:
         assert two["experiment_id"] == one["experiment_id"]
         assert (two["service_account"], two["display_name"][:2]) == ("runner", "p ")
         assert two["pipeline_spec"] == one["pipeline_spec"]
+
+    def test_the_volumes_of_the_earlier_run_are_mounted_again(self, api: KfpApi, folder: Path) -> None:
+        files = ("--prompts", "/data/p.jsonl", "--output", "/data/out", "--volume", "shared-data:/data", "--no-wait")
+        assert run(folder, "--host", api.host, *URL, *files).returncode == 0
+        (earlier,) = api.store.runs
+        assert run(folder, "--host", api.host, "--resume", earlier, "--no-wait").returncode == 0
+        other = ("--volume", "other:/data", "--no-wait")
+        assert run(folder, "--host", api.host, "--resume", earlier, *other).returncode == 0
+        mounted = [volumes_of(body["pipeline_spec"]) for body in api.sent("POST", RUNS)]
+        assert mounted == [(Volume("shared-data", "/data"),)] * 2 + [(Volume("other", "/data"),)]
+        assert {parameters_of(body, api)["prompts"] for body in api.sent("POST", RUNS)} == {"/data/p.jsonl"}
 
     def test_arguments_that_this_version_has_not_are_left_out_and_said(self, api: KfpApi, folder: Path) -> None:
         arguments = {"prompts": "s3://b/p", "endpoint_url": "http://vllm", "gone": 1}

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import yaml
 
 from clients.events import parse
-from tests.contract.test_compiled import brought
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -213,13 +211,14 @@ class Run:
     merged: Pod | None = None
 
     def check(self, name: str = "check") -> Pod:
-        """Start the first step; `checked` is what it left, once it has ended."""
-        self.checked = self._start("check-prompts", name)
+        """Start the first step that does something; `checked` is what it left, once it has ended."""
+        code = {step.replace("-", "_"): self._brought(step) for step in ("stores-code", "prompts-code", "engine-code")}
+        self.checked = self._start("check-prompts", name, **code)
         return self.checked
 
     def plan(self, name: str = "plan") -> Pod:
         """Start the second."""
-        code = self._code_of_resolve_endpoint()
+        code = _file(self.checked, "code")
         self.planned = self._start("plan-shards", name, checked=_file(self.checked, "checked"), code=code)
         return self.planned
 
@@ -276,16 +275,14 @@ class Run:
     def _code(self) -> Path:
         return _file(self.planned, "more_code")
 
-    def _code_of_resolve_endpoint(self) -> Path:
-        """What that step hands on; it is not run here, since the endpoint is known."""
-        earlier = _file(self.checked, "code")
-        archive = self.cluster.folder / f"{self.run}-code.zip"
-        shutil.copyfile(earlier, archive)
-        container = compiled()["deploymentSpec"]["executors"]["exec-resolve-endpoint"]["container"]
-        with zipfile.ZipFile(archive, "a") as opened:
-            for file, source in brought(container).items():
-                opened.writestr(file, source)
-        return archive
+    def _brought(self, step: str) -> Path:
+        """The code that a step brings along, which is the same in every run."""
+        path = self.cluster.folder / f"{step}.zip"
+        if not path.is_file():
+            pod = self._start(step, step)
+            _well(pod)
+            shutil.copyfile(pod.artifact("code"), path)
+        return path
 
     def _start(self, step: str, name: str, *, values: dict[str, Any] | None = None, **artifacts: Path) -> Pod:
         return self.cluster.start(

@@ -1,5 +1,6 @@
 """Waiting, against a whole cluster whose pods start, or fail to, as real ones do."""
 
+import dataclasses
 import json
 import logging
 import threading
@@ -14,7 +15,7 @@ from clients.errors import ServingError
 from clients.fake_vllm.process import FakeServer
 from clients.serving import lease
 from clients.serving.cluster import Cluster
-from clients.serving.deploy import Deployed
+from clients.serving.deployed import Deployed
 from clients.serving.release import release
 from clients.serving.spec import ServingSpec
 from clients.serving.wait import Serving, wait_until_ready
@@ -96,6 +97,15 @@ class TestReady:
             service = deployed(cluster, ServingSpec(served_model_name="another"))
             with pytest.raises(ServingError, match="is not ready after 4 s"):
                 waited(cluster, service, 4.0)
+
+    def test_a_wait_that_starts_again_ends_when_the_first_would_have(self, tmp_path: Path, model: str) -> None:
+        with FakeCluster(speed=200, address=model) as fake, started(tmp_path, fake) as cluster:
+            service = deployed(cluster, ServingSpec(served_model_name="another"))
+            earlier = dataclasses.replace(service, at=time.time() - 3600)
+            begun = time.monotonic()
+            with pytest.raises(ServingError, match="is not ready after 3590 s"):
+                waited(cluster, Deployed.from_json(earlier.to_json()), 3590.0)
+            assert time.monotonic() - begun < 20
 
     @pytest.mark.slow
     def test_an_api_server_that_restarts_in_the_middle(

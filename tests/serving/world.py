@@ -5,7 +5,8 @@ import datetime as dt
 from typing import Any
 
 from clients.serving.cluster import Cluster
-from clients.serving.deploy import Deployed, deploy
+from clients.serving.deploy import deploy
+from clients.serving.deployed import Deployed
 from clients.serving.spec import ServingSpec
 from tests.servers.kubernetes import KubernetesServer
 

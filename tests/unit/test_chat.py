@@ -18,8 +18,8 @@ from aiohttp import web
 from clients.batch import connection
 from clients.batch.chat import ChatEndpoint, Timeouts
 from clients.batch.connection import ClosedIdleError, Connection
+from clients.batch.endpoint_address import addresses
 from clients.batch.replica import KEEPALIVE_S
-from clients.batch.site import addresses
 from clients.errors import (
     ChatError,
     EndpointError,

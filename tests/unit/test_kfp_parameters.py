@@ -11,7 +11,7 @@ import pytest
 
 from clients.errors import PromptsError, SettingsError
 from pipelines.remote.parameters import Package, packages, title_of, whole
-from pipelines.remote.staging import MAX_INLINE, described, inline, staged
+from pipelines.remote.staging import described, inline, staged
 
 CLIENT = Package.named("batch_client")
 WHOLE = Package.named("batch_inference")
@@ -85,6 +85,10 @@ def test_whole_numbers_come_back_whole() -> None:
     assert whole({"a": 4.0, "b": {"c": [1.0, 0.5]}, "d": "4.0"}) == {"a": 4, "b": {"c": [1, 0.5]}, "d": "4.0"}
 
 
+#: Most characters of an inline file here.
+MOST = CLIENT.most_inline
+
+
 class TestStaging:
     @pytest.mark.parametrize(
         ("name", "head"),
@@ -92,57 +96,57 @@ class TestStaging:
     )
     def test_a_small_file_travels_inline_with_its_format(self, tmp_path: Path, name: str, head: str) -> None:
         (tmp_path / name).write_text('{"prompt": "안녕"}\n' if "j" in name else "prompt\thi,there\n1\t2\n")
-        text = staged(str(tmp_path / name), "", say=print)
+        text = staged(str(tmp_path / name), "", CLIENT, say=print)
         assert text.startswith(head)
         packed = text.rpartition(":")[2]
         assert gzip.decompress(base64.b64decode(packed)) == (tmp_path / name).read_bytes()
-        assert inline(tmp_path / name) == text  # the same content gives the same argument
+        assert inline(tmp_path / name, MOST) == text  # the same content gives the same argument
         assert described(text) == f"inline, {len(text)} characters"
 
     def test_a_large_file_is_uploaded_once_for_its_content(self, tmp_path: Path) -> None:
         path, said = self.large(tmp_path), list[str]()
         store = f"file://{tmp_path}/store"
-        uri = staged(str(path), store, say=said.append)
+        uri = staged(str(path), store, CLIENT, say=said.append)
         assert uri.startswith(store)
         assert uri.endswith("/p.jsonl")
         assert Path(uri.removeprefix("file://")).read_bytes() == path.read_bytes()
-        assert staged(str(path), store, say=said.append) == uri
+        assert staged(str(path), store, CLIENT, say=said.append) == uri
         assert [line.split()[0] for line in said] == ["Uploading", uri]
         path.write_text(path.read_text() + '{"prompt": "more"}\n')
-        assert staged(str(path), store, say=said.append) != uri
+        assert staged(str(path), store, CLIENT, say=said.append) != uri
 
     def test_without_staging_both_mends_are_said(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError) as caught:
-            staged(str(self.large(tmp_path)), "", say=print)
+            staged(str(self.large(tmp_path)), "", CLIENT, say=print)
         assert "--staging s3://bucket/folder" in str(caught.value)
         assert "--prompts s3://" in str(caught.value)
         with pytest.raises(SettingsError, match="pods cannot read this machine's folders"):
-            staged(str(tmp_path / "p.jsonl"), str(tmp_path), say=print)
+            staged(str(tmp_path / "p.jsonl"), str(tmp_path), CLIENT, say=print)
 
     def test_addresses_pass_as_they_are(self) -> None:
         for address in ("s3://b/{date}/p.jsonl", "minio://b/p", "inline:csv:abc", "https://host/p.csv"):
-            assert staged(address, "", say=print) == address
+            assert staged(address, "", CLIENT, say=print) == address
 
     @pytest.mark.parametrize("content", [b"", b'[{"prompt": "a"}]', b"\x1f\x8bxx"])
     def test_what_is_no_file_of_prompts_is_refused_before_it_travels(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "p.jsonl").write_bytes(content)
         with pytest.raises(PromptsError):
-            staged(str(tmp_path / "p.jsonl"), "", say=print)
+            staged(str(tmp_path / "p.jsonl"), "", CLIENT, say=print)
 
     def test_what_is_no_file_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match=r"--set prompts=/mnt/none\.jsonl"):
-            staged("/mnt/none.jsonl", "", say=print)
+        with pytest.raises(SettingsError, match="--volume CLAIM:/mnt"):
+            staged("/mnt/none.jsonl", "", CLIENT, say=print)
         with pytest.raises(PromptsError, match="is a folder"):
-            staged(str(tmp_path), "", say=print)
+            staged(str(tmp_path), "", CLIENT, say=print)
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(SettingsError, match="is no file"):
-            staged(str(tmp_path / "pipe"), "", say=print)
+            staged(str(tmp_path / "pipe"), "", CLIENT, say=print)
 
     def large(self, tmp_path: Path) -> Path:
         words = random.Random(7)
         lines = [f'{{"prompt": "{words.getrandbits(256):x}"}}' for _ in range(2000)]
         path = tmp_path / "p.jsonl"
         path.write_text("\n".join(lines) + "\n")
-        assert inline(path) is None
-        assert path.stat().st_size > MAX_INLINE
+        assert inline(path, MOST) is None
+        assert path.stat().st_size > MOST
         return path

@@ -21,7 +21,9 @@ def test_the_steps_of_nested_pipelines_stand_in_the_order_in_which_they_run() ->
     order = ["check-prompts", "resolve-endpoint", "plan-shards", "run-shard", "merge-shards", "gate"]
     assert [name for name in found if name in order] == order
     assert names("batch_inference")[-1] == "release-service"
-    assert [step.title for step in CLIENT][:2] == ["Check prompts", "Resolve endpoint"]
+    titles = [step.title for step in CLIENT]
+    assert titles[:3] == ["Bring engine code", "Bring prompts code", "Bring stores code"]
+    assert titles[3:5] == ["Check prompts", "Resolve endpoint"]
 
 
 def test_a_step_is_running_while_one_of_its_shards_is() -> None:
@@ -43,7 +45,7 @@ def test_a_failed_shard_shows_once_none_runs_any_more() -> None:
 
 def test_a_step_whose_driver_runs_waits() -> None:
     states = step_states(CLIENT, task_details("wf", Frame(steps={"check-prompts": "PENDING"}), with_pod_names=True))
-    assert states[0].state == "PENDING"
+    assert {state.state for state in states if state.step.title == "Check prompts"} == {"PENDING"}
 
 
 @pytest.mark.parametrize("retried", [False, True])

@@ -21,7 +21,7 @@ def test_only_pip_installs_images_and_retries_are_left_out() -> None:
     for component in [compiled["root"], *compiled["components"].values()]:
         for task in component.get("dag", {}).get("tasks", {}).values():
             retried += task.pop("retryPolicy", None) is not None
-    assert retried == 3
+    assert retried == 4
     assert runnable == compiled
 
 

@@ -124,7 +124,8 @@ def test_shards_travel_unchanged_however_they_are_told(
     assert unpack(pack(plan)) == plan
     assert unpack(pack(plan), [count - 1]) == plan[-1:]
     specs = specs_of(plan)
-    assert [shard for spec in specs for shard in shards_of(spec)] == plan
+    told = [shard for spec in specs for shard in shards_of(spec)]
+    assert sorted(told, key=lambda shard: shard.shard) == plan
     assert sum(map(len, specs)) <= max(16_000, 200 * count)
     if long:
         assert not specs[0].startswith("{")

@@ -1,4 +1,4 @@
-"""Finds requests that are lost or stuck, breaks them off or sends a second one for the same row."""
+"""Hedged requests: finds those that are lost or stuck, breaks them off or sends a second one for the same row."""
 
 import logging
 from collections import Counter

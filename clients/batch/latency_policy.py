@@ -45,7 +45,7 @@ _PAUSE, _MAX_PAUSE = 2, 32
 Decision = tuple[int, str]
 
 
-class BlindPolicy:
+class LatencyPolicy:
     """Judges a limit by the requests that were sent under it.
 
     Attributes:
@@ -141,7 +141,13 @@ class BlindPolicy:
     # ---------------------------------------------------------------------- answers
 
     def judge(self, latency_s: float, tokens: int | None, limit: int) -> Decision | None:
-        """Take in an answer; once there are enough of them, say what the limit should be, and why."""
+        """Take in an answer; once there are enough of them, say what the limit should be, and why.
+
+        Args:
+            latency_s: Seconds it took.
+            tokens: Its length; None when the server does not tell.
+            limit: As it was, and is.
+        """
         self._samples.append((float(tokens or 1), latency_s))
         if len(self._samples) < max(8, min(64, limit // 3)):
             return None

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clients.errors import PromptsError, StorageError
-from clients.storage import Folder, open_input, patience, stores
-from clients.storage.stores import MINIO_ENDPOINT, StoreAccess, use_access
+from clients.storage import Folder, object_stores, open_input, patience
+from clients.storage.object_stores import MINIO_ENDPOINT, StoreAccess, use_access
 from tests.servers.s3 import ObjectStore, SeenCall, black_hole, free_port
 
 MIB = 1 << 20
@@ -41,12 +41,12 @@ def folder(store: ObjectStore, request: pytest.FixtureRequest) -> Folder:
 @pytest.fixture
 def few_tries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A store that stays in trouble is given up soon."""
-    monkeypatch.setattr(stores, "_TRIES", 2)
-    monkeypatch.setattr(stores, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(object_stores, "_TRIES", 2)
+    monkeypatch.setattr(object_stores, "_CONNECT_S", 0.5)
     monkeypatch.setattr(patience, "_PATIENCE_S", (0.01,))
-    stores._minio.cache_clear()
+    object_stores._minio.cache_clear()
     yield
-    stores._minio.cache_clear()
+    object_stores._minio.cache_clear()
 
 
 def complaint(call: Callable[..., Any], *arguments: Any) -> str:
@@ -188,7 +188,7 @@ def test_trouble_that_lasts_is_told(store: ObjectStore, folder: Folder, trouble:
 
 @pytest.mark.usefixtures("few_tries")
 def test_a_store_that_is_not_there_or_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores.connect, "__kwdefaults__", {"answer_s": 1.0})
+    monkeypatch.setattr(object_stores.connect, "__kwdefaults__", {"answer_s": 1.0})
     with black_hole() as silent:
         for port in (free_port(), silent):
             use_access(StoreAccess(minio_endpoint=f"http://127.0.0.1:{port}", minio_key="me", minio_secret="secret"))
@@ -198,8 +198,8 @@ def test_a_store_that_is_not_there_or_says_nothing_is_told(monkeypatch: pytest.M
 
 
 def test_a_store_that_says_nothing_is_given_up_in_minutes() -> None:
-    assert stores._TRIES * stores._ANSWER_S <= 90
-    assert stores._TRIES * stores._CONNECT_S <= 60
+    assert object_stores._TRIES * object_stores._ANSWER_S <= 90
+    assert object_stores._TRIES * object_stores._CONNECT_S <= 60
 
 
 def test_kubeflow_s_own_store_is_asked_with_its_own_keys_and_others_with_theirs(
@@ -235,14 +235,14 @@ def test_an_address_with_an_empty_name_is_refused(address: str) -> None:
 
 def test_a_bucket_at_amazon_is_asked_in_its_region() -> None:
     use_access(StoreAccess(aws_region="eu-west-1"))
-    assert stores.connect("s3://bucket/x")[0].region == "eu-west-1"
+    assert object_stores.connect("s3://bucket/x")[0].region == "eu-west-1"
 
 
 def test_a_bucket_with_an_impossible_name_is_refused() -> None:
-    stores._s3.cache_clear()
+    object_stores._s3.cache_clear()
     use_access(StoreAccess())
     with pytest.raises(StorageError, match=r"Mend the bucket's name, or set AWS_REGION"):
-        stores._s3(StoreAccess(), "no/such", 1.0)
+        object_stores._s3(StoreAccess(), "no/such", 1.0)
 
 
 def test_a_copy_within_another_kind_of_store_stays_within_it() -> None:

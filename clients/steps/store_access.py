@@ -1,7 +1,7 @@
 """How a step reaches object stores."""
 
 from clients.steps.boundary import store_environment
-from clients.storage.stores import StoreAccess, use_access
+from clients.storage.object_stores import StoreAccess, use_access
 
 
 def reach_stores(store_endpoint: str) -> None:

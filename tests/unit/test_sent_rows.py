@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.batch.sent import SentRows
+from clients.batch.sent_rows import SentRows
 from clients.prompts.check import check_prompts
 from clients.prompts.lines import BadLine, Line
 from clients.prompts.rows import JobDefaults, Row, parse_row
