@@ -8,6 +8,7 @@
 The words are those of the pipelines' parameters. For pipelines with steps of your own see `examples/`.
 """
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -215,27 +216,33 @@ def _run(words: Sequence[str], on_event: Callable[[Mapping[str, Any]], None] | N
     """Run the engine; returns its exit code and the last thing it said."""
     root = str(Path(__file__).resolve().parent.parent)
     said = ""
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", _ENGINE, root, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-    ) as process:
-        try:
-            for line in process.stderr or ():
-                event = parse(line)
-                if event is None:
-                    said = line.strip() or said
-                elif on_event is not None:
-                    on_event(event)
-        except BaseException:  # Ctrl-C, or whatever `on_event` raises
-            process.send_signal(signal.SIGINT)  # a notebook's interrupt reaches only us; it then keeps what it has
-            for _ in process.stderr or ():
-                pass  # and may say so: a pipe that nobody reads would end it at once
-            raise
+    with (
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", _ENGINE, root, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+        contextlib.ExitStack() as on_failure,
+    ):
+        on_failure.callback(_interrupt, process)  # after a Ctrl-C, or whatever `on_event` raises
+        for line in process.stderr or ():
+            event = parse(line)
+            if event is None:
+                said = line.strip() or said
+            elif on_event is not None:
+                on_event(event)
+        on_failure.pop_all()
     return process.returncode, said.rpartition("error: ")[2]
+
+
+def _interrupt(process: subprocess.Popen[str]) -> None:
+    """End the engine, which then keeps what it has; a notebook's interrupt reaches only us."""
+    process.send_signal(signal.SIGINT)
+    for _ in process.stderr or ():
+        pass  # it may say so: a pipe that nobody reads would end it at once
 
 
 def _outcome(exit_code: int, said: str, folder: Path, before: int) -> BatchResult:

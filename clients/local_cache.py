@@ -181,12 +181,10 @@ def _download(artifact: Artifact, work: Path, report: Callable[[str], None]) -> 
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
         ) as pip,
+        contextlib.ExitStack() as at_the_end,
     ):
-        try:
-            _report_growth(artifact, work, pip, report)
-        except BaseException:  # Ctrl-C, too, must not leave it downloading
-            pip.kill()
-            raise
+        at_the_end.callback(pip.kill)  # after a Ctrl-C it would go on; once it has ended this does nothing
+        _report_growth(artifact, work, pip, report)
     if pip.returncode != 0:
         text = log.read_text(encoding="utf-8", errors="replace")
         full = [code for code in (errno.ENOSPC, errno.EDQUOT) if f"[Errno {code}]" in text]

@@ -59,19 +59,23 @@ class LocalServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        try:
-            deadline = time.monotonic() + _START_S + self._model.gguf.stat().st_size / _DISK_BYTES_PER_S
-            process = self._process = self._spawn()
-            address = self._read_address(process, deadline)
-            self._wait_until_healthy(process, int(address.rpartition(":")[2]), deadline)
-        except OSError as error:
-            self.stop()
-            raise LocalServerError(f"Cannot start the embedded server: {error}. Mend that, {USE_URL}.") from error
-        except BaseException:  # Ctrl-C while the model loads must not leave it loading
-            self.stop()
-            raise
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.stop)  # a Ctrl-C while the model loads is one, too
+            try:
+                address = self._started()
+            except OSError as error:
+                raise LocalServerError(f"Cannot start the embedded server: {error}. Mend that, {USE_URL}.") from error
+            on_failure.pop_all()
         self.base_url = f"{address}/v1"
         return self
+
+    def _started(self) -> str:
+        """Start it, and return its address once it serves."""
+        deadline = time.monotonic() + _START_S + self._model.gguf.stat().st_size / _DISK_BYTES_PER_S
+        process = self._process = self._spawn()
+        address = self._read_address(process, deadline)
+        self._wait_until_healthy(process, int(address.rpartition(":")[2]), deadline)
+        return address
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -6,6 +6,7 @@ A new answer costs no memory, one of an earlier run some 33 bytes, whatever its 
 
 import array
 import concurrent.futures
+import contextlib
 import dataclasses
 import secrets
 from collections.abc import Iterator
@@ -80,11 +81,10 @@ class Ledger:
         self._nonce = secrets.token_hex(4)
         self._known = AnswerIndex(share=share)
         self._lock = take_lock(home, lock_patience_s)
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._unlock)  # nobody else would let go of it
             self._read_folders((*earlier, home), parts)
-        except BaseException:  # whatever ends it here, nobody else would let go of the lock
-            self._unlock()
-            raise
+            on_failure.pop_all()
         self._earlier = len(self._segments)
 
     def __enter__(self) -> Self:

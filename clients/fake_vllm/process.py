@@ -42,11 +42,10 @@ class FakeServer:
         self._process = subprocess.Popen(
             command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
         )
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.stop)  # a Ctrl-C is one, too
             self.url = self._first_line()
-        except BaseException:  # Ctrl-C, too, must not leave it running
-            self.stop()
-            raise
+            on_failure.pop_all()
         return self
 
     def __exit__(

@@ -19,7 +19,7 @@ from clients.steps.boundary import langfuse_environment
 from clients.steps.interrupts import stopping
 from clients.storage import Folder, shown
 from clients.tracing.settings import TraceSettings
-from clients.tracing.tracer import NoTracer, Tracer, open_tracer
+from clients.tracing.tracer import NoTracer, Tracer, contained, open_tracer
 
 if TYPE_CHECKING:
     from clients.batch.metrics import Metrics
@@ -121,12 +121,15 @@ def _origin(shard: Shard, run: str, run_url: str) -> "Origin":
 
 
 def _open(settings: TraceSettings, shard: Shard, origin: "Origin", *, home: Folder, lasts: bool) -> Tracer:
-    try:
+    tracer: Tracer = NoTracer()
+    with contained(_off):
         notes = Folder(shard.state) / f"{_FOLDER}/{shard.plan}/{shard.shard:05d}"
-        return open_tracer(settings, origin, spool=Folder(spool_of(shard)), notes=notes, home=home, lasts=lasts)
-    except Exception as error:  # noqa: BLE001  (tracing never ends a run)
-        emit(logger, "tracing.failed", reason=f"{type(error).__name__}: {error}", then="tracing is off")
-        return NoTracer()
+        tracer = open_tracer(settings, origin, spool=Folder(spool_of(shard)), notes=notes, home=home, lasts=lasts)
+    return tracer
+
+
+def _off(reason: str) -> None:
+    emit(logger, "tracing.failed", reason=reason, then="tracing is off")
 
 
 def _metrics(options: RunOptions, run: str, shard: int, tracer: Tracer) -> "Metrics":

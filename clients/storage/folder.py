@@ -187,15 +187,14 @@ def _remote_files(store: Any, root: str) -> Iterator[str]:
 def _write_durably(path: Path, data: "bytes | pa.Buffer") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
-    try:
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(aside.unlink, missing_ok=True)  # a signal is one, too
         with aside.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
-    except BaseException:  # a signal, too, must not leave half a file
-        aside.unlink(missing_ok=True)
-        raise
+        on_failure.pop_all()
     _sync(path.parent)
 
 

@@ -4,6 +4,7 @@ Rows go to the packer's thread, and packed to a few that send. What does not fit
 is left at the end goes to the spool. No row waits for any of it.
 """
 
+import functools
 import logging
 import threading
 import time
@@ -18,7 +19,7 @@ from clients.tracing.packer import Batch, Packer, TracedRow
 from clients.tracing.settings import TraceSettings
 from clients.tracing.spans import SpanWriter
 from clients.tracing.spool import Spool, rows_in
-from clients.tracing.tracer import TraceCounts
+from clients.tracing.tracer import TraceCounts, contained
 
 logger = logging.getLogger(__name__)
 
@@ -174,16 +175,17 @@ class Exporter:
         if is_first:
             self._look_around(link)
         while (batch := self._next()) is not None:
-            try:
+            with contained(functools.partial(self._give_up, batch)):
                 self._settle(batch, self._posted(link, batch))
-            except Exception as error:  # noqa: BLE001  (tracing never ends a run)
-                batch.is_done = True
-                self._drop(batch, f"{type(error).__name__}: {error}")
             with self._lock:
                 if batch.is_done:
                     self._flying.discard(batch)
                 self._lock.notify_all()
         link.close()
+
+    def _give_up(self, batch: Batch, reason: str) -> None:
+        batch.is_done = True
+        self._drop(batch, reason)
 
     def _look_around(self, link: Link) -> None:
         try:

@@ -1,6 +1,7 @@
 """A tracer that is on: remembers a row's request until its answer is committed, then hands both to the exporter."""
 
 import dataclasses
+import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from clients.tracing.packer import TracedRow
 from clients.tracing.settings import TraceSettings
 from clients.tracing.spans import Origin, SpanWriter, keeps, microseconds
 from clients.tracing.spool import Spool, row_key, unsettled
-from clients.tracing.tracer import DEADLINE_S, TraceCounts
+from clients.tracing.tracer import DEADLINE_S, TraceCounts, contained
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +63,14 @@ class LiveTracer:
                 others.append(row_key(result))
             else:
                 rows.append(TracedRow(found[0], result, found[1]))
-        try:
+        with contained(functools.partial(self._lost, len(rows))):
             self._sampled_out += len(others)
             self._spool.notes.add(SAMPLED_OUT, b"".join(others))
             self._exporter.put(rows)
-        except Exception as error:  # noqa: BLE001  (what is kept is kept, traced or not)
-            self._exporter.lost(len(rows))
-            emit(logger, "tracing.failed", reason=f"{type(error).__name__}: {error}")
+
+    def _lost(self, rows: int, reason: str) -> None:
+        self._exporter.lost(rows)
+        emit(logger, "tracing.failed", reason=reason)
 
     def reused(self, request: ChatRequest) -> None:
         """See Tracer."""
@@ -162,13 +164,11 @@ class _Totals:
 def _owed(spool: Spool, home: Folder | None) -> dict[int, ChatResult]:
     if home is None:
         return {}
-    try:
-        return unsettled(spool, home)
-    except Exception as error:  # noqa: BLE001  (new rows are traced all the same)
-        emit(
-            logger,
-            "tracing.unsettled",
-            reason=f"{type(error).__name__}: {error}",
-            then="traces that a killed run owes are not sent",
-        )
-        return {}
+    owed: dict[int, ChatResult] = {}
+    with contained(_cannot_settle):
+        owed = unsettled(spool, home)
+    return owed
+
+
+def _cannot_settle(reason: str) -> None:
+    emit(logger, "tracing.unsettled", reason=reason, then="traces that a killed run owes are not sent")

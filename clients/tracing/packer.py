@@ -1,6 +1,7 @@
 """Makes requests of rows, in a thread of its own: spans are written, put together up to a size, and packed."""
 
 import dataclasses
+import functools
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from clients.tracing.scores import MAX_SCORES, scores_of
 from clients.tracing.settings import TraceSettings
 from clients.tracing.spans import SpanWriter
 from clients.tracing.spool import row_key
+from clients.tracing.tracer import contained
 
 #: Bytes of spans in a request before it is packed: Langfuse Cloud refuses more than 5 MB.
 MAX_BATCH_BYTES = 3_500_000
@@ -125,10 +127,8 @@ class Packer:
         while not is_last:
             rows, is_last = self._next()
             for row in rows:
-                try:
+                with contained(functools.partial(self._drop, Batch(b"", 1, row_key(row.result)))):
                     self._write(row)
-                except Exception as error:  # noqa: BLE001  (a row that cannot be shown must not hide the others)
-                    self._drop(Batch(b"", 1, row_key(row.result)), f"{type(error).__name__}: {error}")
             if self._pile.spans and (is_last or self._pile.age_s >= self._settings.flush_interval_s):
                 self._pack()
             while self._scores and (is_last or len(self._scores) >= MAX_SCORES):

@@ -1,7 +1,8 @@
 """What the engine knows of tracing: an object that it tells of rows, which by default does nothing."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clients.records import ChatRequest, ChatResult
@@ -32,6 +33,19 @@ class TraceCounts:
     dropped: int = 0
     sampled_out: int = 0
     replayed: int = 0
+
+
+@contextlib.contextmanager
+def contained(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tracing never ends a run, and a row that cannot be shown hides no other: tell what went wrong inside, and go on.
+
+    Args:
+        tell: Gets it in one line.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (that is what it is for)
+        tell(f"{type(error).__name__}: {error}")
 
 
 class Tracer(Protocol):

@@ -19,6 +19,9 @@ import yaml
 #: Beyond it Argo's controller ends the run (`DefaultMaxWorkflowSize`).
 MOST_BYTES = 1 << 20
 
+#: Linux takes no more in one variable of a process.
+MOST_BYTES_OF_VARIABLE = 128 << 10
+
 #: How far deflate looks back for text that it had before.
 WINDOW_BYTES = 32 << 10
 
@@ -67,6 +70,11 @@ class Workflow:
             payload = after.split('"', 2)[1].strip("\\")
             if found and payload:
                 yield node["displayName"], text.index(payload, len(before) + len(payload)) - text.index(payload)
+
+    def longest_variable(self) -> int:
+        """Bytes of the template that Argo puts into a pod's environment: what its node was given, and that again."""
+        pods = [node for node in self._nodes.values() if node["type"] == "Pod"]
+        return max(2 * len(json.dumps(json.dumps(pod["inputs"]))) for pod in pods)
 
     def _dag(self, name: str, dag: Mapping[str, Any]) -> None:
         for key, task in dag["tasks"].items():

@@ -19,7 +19,7 @@ from clients.prompts.start import Start
 from clients.steps.plan_shards import plan_shards
 from clients.steps.secrets import SECRETS
 from pipelines.remote.parameters import Package
-from tests.contract.argo_nodes import MOST_BYTES, WINDOW_BYTES, Workflow
+from tests.contract.argo_nodes import MOST_BYTES, MOST_BYTES_OF_VARIABLE, WINDOW_BYTES, Workflow
 from tests.contract.test_compiled import FILES, spec
 
 SHARDS, ROWS = 512, 2_000
@@ -106,6 +106,16 @@ def test_the_largest_run_stays_below_what_argo_takes(path: Path) -> None:
     given = {"prompts": inline, "system_prompt": SYSTEM_PROMPT, "endpoint_url": "http://vllm.ml/v1"}
     package.check(given)
     assert Workflow(path, pods=MOST_PODS, given=given).bytes() <= 0.96 * MOST_BYTES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("parameter", ["prompts", "system_prompt", "template"])
+def test_what_a_pod_is_told_fits_into_a_variable(path: Path, parameter: str) -> None:
+    package = Package.named(path.stem)
+    given = {"prompts": "s3://bucket/prompts.jsonl", "endpoint_url": "http://vllm.ml/v1"}
+    given[parameter] = "Answer in one word, please. " * (package.most_bytes // 29)
+    package.check(given)
+    assert Workflow(path, pods=1, given=given).longest_variable() <= 0.95 * MOST_BYTES_OF_VARIABLE
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
