@@ -57,6 +57,7 @@ setup(
             "duckdb>=1.3",
             "flask>=3,<4",  # with flask-cors what moto's server runs on, without the rest of its extra "server"
             "flask-cors>=5",
+            "gcp-storage-emulator>=2026",
             "hypothesis>=6.130",
             "moto[s3]>=5.2,<6",
             "mypy>=1.16",

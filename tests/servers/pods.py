@@ -212,8 +212,13 @@ class Run:
 
     def check(self, name: str = "check") -> Pod:
         """Start the first step that does something; `checked` is what it left, once it has ended."""
-        code = {step.replace("-", "_"): self._brought(step) for step in ("stores-code", "prompts-code", "engine-code")}
-        self.checked = self._start("check-prompts", name, **code)
+        self.checked = self._start(
+            "check-prompts",
+            name,
+            stores_code=self._brought("stores-code"),
+            prompts_code=self._brought("prompts-code"),
+            engine_code=self._brought("engine-code"),
+        )
         return self.checked
 
     def plan(self, name: str = "plan") -> Pod:
