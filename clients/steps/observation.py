@@ -19,7 +19,7 @@ from clients.steps.boundary import langfuse_environment
 from clients.steps.interrupts import stopping
 from clients.storage import Folder, shown
 from clients.tracing.settings import TraceSettings
-from clients.tracing.tracer import NoTracer, Tracer, contained, open_tracer
+from clients.tracing.tracer import Contained, NoTracer, Tracer, open_tracer
 
 if TYPE_CHECKING:
     from clients.batch.metrics import Metrics
@@ -121,11 +121,10 @@ def _origin(shard: Shard, run: str, run_url: str) -> "Origin":
 
 
 def _open(settings: TraceSettings, shard: Shard, origin: "Origin", *, home: Folder, lasts: bool) -> Tracer:
-    tracer: Tracer = NoTracer()
-    with contained(_off):
+    with Contained(_off):
         notes = Folder(shard.state) / f"{_FOLDER}/{shard.plan}/{shard.shard:05d}"
-        tracer = open_tracer(settings, origin, spool=Folder(spool_of(shard)), notes=notes, home=home, lasts=lasts)
-    return tracer
+        return open_tracer(settings, origin, spool=Folder(spool_of(shard)), notes=notes, home=home, lasts=lasts)
+    return NoTracer()
 
 
 def _off(reason: str) -> None:

@@ -19,7 +19,7 @@ from clients.tracing.packer import Batch, Packer, TracedRow
 from clients.tracing.settings import TraceSettings
 from clients.tracing.spans import SpanWriter
 from clients.tracing.spool import Spool, rows_in
-from clients.tracing.tracer import TraceCounts, contained
+from clients.tracing.tracer import Contained, TraceCounts
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class Exporter:
         if is_first:
             self._look_around(link)
         while (batch := self._next()) is not None:
-            with contained(functools.partial(self._give_up, batch)):
+            with Contained(functools.partial(self._give_up, batch)):
                 self._settle(batch, self._posted(link, batch))
             with self._lock:
                 if batch.is_done:

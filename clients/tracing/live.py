@@ -17,7 +17,7 @@ from clients.tracing.packer import TracedRow
 from clients.tracing.settings import TraceSettings
 from clients.tracing.spans import Origin, SpanWriter, keeps, microseconds
 from clients.tracing.spool import Spool, row_key, unsettled
-from clients.tracing.tracer import DEADLINE_S, TraceCounts, contained
+from clients.tracing.tracer import DEADLINE_S, Contained, TraceCounts
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class LiveTracer:
                 others.append(row_key(result))
             else:
                 rows.append(TracedRow(found[0], result, found[1]))
-        with contained(functools.partial(self._lost, len(rows))):
+        with Contained(functools.partial(self._lost, len(rows))):
             self._sampled_out += len(others)
             self._spool.notes.add(SAMPLED_OUT, b"".join(others))
             self._exporter.put(rows)
@@ -164,10 +164,9 @@ class _Totals:
 def _owed(spool: Spool, home: Folder | None) -> dict[int, ChatResult]:
     if home is None:
         return {}
-    owed: dict[int, ChatResult] = {}
-    with contained(_cannot_settle):
-        owed = unsettled(spool, home)
-    return owed
+    with Contained(_cannot_settle):
+        return unsettled(spool, home)
+    return {}
 
 
 def _cannot_settle(reason: str) -> None:

@@ -14,7 +14,7 @@ from clients.tracing.scores import MAX_SCORES, scores_of
 from clients.tracing.settings import TraceSettings
 from clients.tracing.spans import SpanWriter
 from clients.tracing.spool import row_key
-from clients.tracing.tracer import contained
+from clients.tracing.tracer import Contained
 
 #: Bytes of spans in a request before it is packed: Langfuse Cloud refuses more than 5 MB.
 MAX_BATCH_BYTES = 3_500_000
@@ -122,12 +122,15 @@ class Packer:
             self._inbox.clear()
         return left
 
+    def _drop_row(self, row: TracedRow, reason: str) -> None:
+        self._drop(Batch(b"", 1, row_key(row.result)), reason)
+
     def _run(self) -> None:
         is_last = False
         while not is_last:
             rows, is_last = self._next()
             for row in rows:
-                with contained(functools.partial(self._drop, Batch(b"", 1, row_key(row.result)))):
+                with Contained(functools.partial(self._drop_row, row)):
                     self._write(row)
             if self._pile.spans and (is_last or self._pile.age_s >= self._settings.flush_interval_s):
                 self._pack()

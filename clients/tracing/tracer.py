@@ -1,8 +1,7 @@
 """What the engine knows of tracing: an object that it tells of rows, which by default does nothing."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clients.records import ChatRequest, ChatResult
@@ -35,17 +34,22 @@ class TraceCounts:
     replayed: int = 0
 
 
-@contextlib.contextmanager
-def contained(tell: Callable[[str], None]) -> Iterator[None]:
+class Contained:
     """Tracing never ends a run, and a row that cannot be shown hides no other: tell what went wrong inside, and go on.
 
     Args:
         tell: Gets it in one line.
     """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001  (that is what it is for)
-        tell(f"{type(error).__name__}: {error}")
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if isinstance(error, Exception):
+            self._tell(f"{type(error).__name__}: {error}")
+        return isinstance(error, Exception)
 
 
 class Tracer(Protocol):
