@@ -6,7 +6,8 @@ from typing import Any
 import kfp
 from kfp import dsl
 
-from components._embedding import modules_to_bring, prelude, without_blanks, without_comments
+from components._bare_source import without_blanks, without_comments
+from components._embedding import modules_to_bring, prelude
 
 #: Python of the pods. The laptop may run a newer one; the code is tested on 3.11.
 IMAGE = "python:3.11.14-slim-bookworm"

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components._embedding import embedded_modules, shipped, unpack, without_comments
+from components._bare_source import shipped, without_comments
+from components._embedding import embedded_modules, unpack
 from components._factory import CODE_PACKAGES, ENGINE_PACKAGES, IMAGE, RESULTS_PACKAGES, SERVING_PACKAGES
 from pipelines.catalog import COMPILED, pipelines
 

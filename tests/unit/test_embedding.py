@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from components._embedding import pack, unpack, without_comments, without_types
+from components._bare_source import without_comments, without_types
+from components._embedding import pack, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "clients").rglob("*.py"))
