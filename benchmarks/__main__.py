@@ -14,9 +14,16 @@ from rich.console import Console
 
 from benchmarks import cpu, faults, kill, makespan, memory, report, start, tail, tracing
 from benchmarks.measure import Bench
+from clients.wide_help import HelpParser
 
 #: Columns when nobody's terminal says how many.
 _WIDTH = 110
+
+_EXAMPLES = """examples:
+  python -m benchmarks
+  python -m benchmarks --quick cpu start
+  python -m benchmarks tracing --json tracing.json
+"""
 
 _RESULTS = Path(__file__).with_name("results.json")
 
@@ -54,10 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = HelpParser(prog="python -m benchmarks", description=__doc__, epilog=_EXAMPLES)
+    names = ", ".join(BENCHMARKS)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", choices=[*BENCHMARKS, []], help=f"what to measure: {names} (default: all)"
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*BENCHMARKS, []], help=", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="a small version of each, in less than two minutes")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", default=_RESULTS, help="for the results (default: benchmarks/results.json)"

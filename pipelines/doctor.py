@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clients.errors import LLMInferenceError, SettingsError
 from clients.serving.json_flags import json_list, json_object
+from clients.wide_help import WideHelp
 
 if TYPE_CHECKING:
     from clients.serving.spec import ServingSpec
@@ -171,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s [-n NAMESPACE] [option ...]",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=WideHelp,
     )
     where = parser.add_argument_group("where")
     where.add_argument("-n", "--namespace", default="", help="of the runs (default: the context's, or the pod's)")
