@@ -5,7 +5,7 @@
 # kserve/sweep.yaml runs in it, too.
 
 # The image that steps run in without one of their own.
-FROM python:3.11.14-slim-bookworm
+FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 # Versions are those of the constraints file. All that these packages need is in the list, so pip looks for nothing else:
 # kfp is here for the part that runs a step's function, not for its clients of Google Cloud and Kubernetes.

@@ -9,8 +9,9 @@ from kfp import dsl
 from components._bare_source import without_blanks, without_comments
 from components._embedding import modules_to_bring, prelude
 
-#: Python of the pods. The laptop may run a newer one; the code is tested on 3.11.
-IMAGE = "python:3.11.14-slim-bookworm"
+#: Python of the pods, for every processor that it is built for. The laptop may run a newer one; the code is tested on
+#: 3.11.
+IMAGE = "python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d"
 
 #: What the steps install: exact versions, as in constraints.txt, and whatever they need in turn, since pip is not asked
 #: to look for it (tests hold all of that together). One call of pip instead of KFP's two, no search for what packages

@@ -182,7 +182,7 @@ class TestCompiledFile:
                     assert re.match("Name of (a|the) Secret", parameter["description"])
 
     def test_images_have_a_full_version_and_packages_an_exact_one(self, path: Path) -> None:
-        assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", IMAGE)
+        assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", IMAGE)
         assert spec(path)["root"]["inputDefinitions"]["parameters"]["step_image"]["defaultValue"] == IMAGE
         for container in executors(path).values():
             install = container["command"][2]
