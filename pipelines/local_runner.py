@@ -52,7 +52,10 @@ def run_pipeline(text: str, arguments: dict[str, Any], root: str) -> bool:
 
 
 def runnable_here(text: str) -> str:
-    """The pipeline without what only pods need: pip installs, retries, the second document with platform settings."""
+    """The pipeline without what only pods need: pip installs, retries, the second document with platform settings.
+
+    Since no shard is tried again here, the task after the loop runs what it left, whatever became of it.
+    """
     import yaml
 
     spec = next(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
@@ -64,6 +67,8 @@ def runnable_here(text: str) -> str:
     for component in [spec["root"], *spec["components"].values()]:
         for task in component.get("dag", {}).get("tasks", {}).values():
             task.pop("retryPolicy", None)  # a person who ends a run here would wait for the next try
+            if any(name.startswith("for-loop") for name in task.get("dependentTasks", ())):
+                task["triggerPolicy"] = {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
     return str(yaml.dump(spec, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)))
 
 

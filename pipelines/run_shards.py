@@ -45,11 +45,12 @@ def run_shards(
             cpu="1",
             memory="1Gi",
             timeout_h=SENDING_H,
-        )
+        ).set_retry(num_retries=3, backoff_duration="10s")
         with_langfuse(with_endpoint_key(with_stores(shard, storage_secret), endpoint_secret), langfuse_secret)
-    # A pod that was evicted fails its shard; whatever it left undone is the next task's, so it must run all the same.
+    # Kubeflow's compiler makes an exit hook of a task that ignores failures before it, and drops the hook of a loop; so
+    # an evicted pod has to be tried again, and this task runs what shards left undone that ended well.
     finished = prepare(
-        finish_shards(code=code, plan=plan, store_endpoint=store_endpoint).after(shard).ignore_upstream_failure(),
+        finish_shards(code=code, plan=plan, store_endpoint=store_endpoint).after(shard),
         "Finish shards",
         image=step_image,
         cpu="1",

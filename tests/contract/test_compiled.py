@@ -114,6 +114,12 @@ def code_sources(node: Any) -> Iterator[tuple[str, set[str]]]:
                 yield step, set(given.values())
 
 
+def producers(task: dict[str, Any]) -> set[str]:
+    """The tasks whose outputs a task takes."""
+    given = [source for kind in task.get("inputs", {}).values() for source in kind.values()]
+    return {inner["producerTask"] for source in given for inner in source.values() if "producerTask" in inner}
+
+
 def imported_modules(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
@@ -200,6 +206,25 @@ class TestCompiledFile:
         hours = {step: int(config["activeDeadlineSeconds"]) / 3600 for step, config in found.items()}
         assert hours.keys() == executors(path).keys()
         assert all(hours["exec-run-shard"] > hours["exec-check-prompts"] > hours["exec-gate"] >= 1 for _ in hours)
+
+    def test_only_the_exit_task_of_a_handler_ignores_failures_before_it(self, path: Path) -> None:
+        """Kubeflow's compiler takes such a task out of its DAG and hangs it on those before it, unless that is a loop.
+
+        What depends on such a task then depends on nothing that there is, and Argo refuses the workflow.
+        """
+        for component in [spec(path)["root"], *spec(path)["components"].values()]:
+            listed = component.get("dag", {}).get("tasks", {})
+            exits = {name for name, task in listed.items() if "strategy" in task.get("triggerPolicy", {})}
+            assert exits <= {"release-service"}
+            for name, task in listed.items():
+                before = {*task.get("dependentTasks", ()), *producers(task)}
+                assert not before & exits, name
+                if name in exits:
+                    assert all(one.startswith("exit-handler") for one in before)
+
+    def test_a_shard_is_tried_again(self, path: Path) -> None:
+        (loop,) = [component for name, component in spec(path)["components"].items() if name == "comp-for-loop-1"]
+        assert loop["dag"]["tasks"]["run-shard"]["retryPolicy"]["maxRetryCount"] == 3
 
     def test_loop_bodies_take_no_parameter_of_an_upstream_task(self, path: Path) -> None:
         """In local runs such a parameter is silently replaced by the loop item; those of the pipeline are not."""
