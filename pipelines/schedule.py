@@ -103,6 +103,8 @@ def _create(words: list[str]) -> None:
     package = Package.named(package_name(given)).mounting(parse_volumes(options.volumes))
     check_job(given, package, {})
     name = options.name or package.title
+    if not name.isprintable() or not name.strip():
+        raise SettingsError(f"--name {name!r} cannot be used: give one line of text")
     print(f"{name}: {cron.text} in {options.timezone}, the zone of the cluster's scheduler. Next runs:")
     for time in itertools.islice(cron.after(dt.datetime.now(dt.UTC), zone), 3):
         print(f"  {_moment(time)}")
@@ -149,8 +151,9 @@ def _arguments(given: "Given", package: "Package", *, upload: bool) -> dict[str,
     if options.prompts:
         arguments["prompts"] = staged(
             options.prompts,
-            options.staging if upload else "",
+            options.staging,
             package,
+            upload=upload,
             say=lambda text: print(text, file=sys.stderr),
         )
     package.check(arguments)

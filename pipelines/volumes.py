@@ -15,7 +15,10 @@ from clients.errors import SettingsError
 from clients.steps.secrets import MOUNT_ROOT
 
 #: Folders of the root that Kubeflow and the steps need for themselves.
-_TAKEN = ("dev", "etc", "gcs", "kfp-launcher", "minio", "opt", "proc", "s3", "sys", "tmp", "usr", "var")
+_TAKEN = (
+    *("bin", "boot", "dev", "etc", "lib", "lib64", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"),
+    *(".cache", ".config", ".local", "gcs", "kfp-launcher", "minio", "s3"),
+)
 
 #: The Secret whose mount tells a step that reads or writes files of a run; such a step gets the volumes.
 _STORES = f"{MOUNT_ROOT}/storage"
@@ -43,7 +46,8 @@ class Volume:
         """
         claim, _, folder = text.partition(":")
         # Kubeflow names the volume in the pod after the claim, and those names have no dots.
-        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", claim) or not folder.startswith("/"):
+        is_claim = re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", claim)
+        if not is_claim or not re.fullmatch(r"/([^/:][^:]*)?", folder):
             raise SettingsError(
                 f"--volume {text}: expected CLAIM:FOLDER, such as shared-data:/data; a claim's name is at most 63 of "
                 "a-z, 0-9 and -"

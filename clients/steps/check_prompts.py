@@ -17,7 +17,7 @@ from clients.prompts.rows import JobDefaults
 from clients.prompts.start import Start, date_of, expanded
 from clients.steps.boundary import step, whole_numbers
 from clients.steps.store_access import reach_stores
-from clients.storage import refusals, shown
+from clients.storage import Folder, refusals, shown
 from clients.storage.generations import Generations, job_of, pipeline_of, states_of
 from clients.storage.inputs import at_hand
 
@@ -76,6 +76,8 @@ def check_prompts(
             max_regression=dict(chosen.max_regression),
             defaults=defaults,
         )
+        if start.output:
+            Folder(start.output).prove()
         with at_hand(start.prompts) as location:
             checked = check(location, defaults)
         if run and not state:

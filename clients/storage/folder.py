@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clients.errors import StorageError
 from clients.storage.addresses import is_uri
 from clients.storage.object_stores import COPY_S, connect
 from clients.storage.patience import patient
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 #: Bytes that are copied at once.
 _BLOCK = 4 << 20
+
+#: Written and removed by `prove`; not listed, for its dot.
+_PROOF = ".can-be-written"
 
 
 class Folder:
@@ -117,6 +121,16 @@ class Folder:
             else:
                 with self._fs.open_output_stream(f"{self._root}/{name}") as stream:
                     stream.write(data)
+
+    def prove(self) -> None:
+        """Write a small file and take it away again: what cannot be written is known before anything costly starts.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self.write(_PROOF, b"")
+        with contextlib.suppress(StorageError):  # who may write may not remove everywhere
+            self.remove(_PROOF)
 
     def remove(self, name: str) -> None:
         """Remove one file; it may be gone already."""

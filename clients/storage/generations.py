@@ -125,13 +125,17 @@ class Generations:
         place = generation.removeprefix(f"{self._states.location}/")
         (self._states / place).write(FINISHED, orjson.dumps({"run": run, "at": now, **facts}))
         pointer = self._pointer(f"{job}.json") or {"place": ""}
+        content, _, number = place.partition("/")
+        if pointer["place"].startswith(f"{content}/") and pointer["place"] > place:
+            # A later run of the same prompts has overtaken this one: what is newest is its own.
+            self._states.remove(f"{_BEGUN}/{place.replace('/', '-')}.json")
+            return
         # Whoever is killed before the older one is gone, and tries again, still has to know it.
         before = str(pointer.get("before", "") if pointer["place"] == place else pointer["place"])
         self._states.write(
             f"{_NEWEST}/{job}.json", orjson.dumps({"place": place, "run": run, "at": now, "before": before})
         )
         self._states.remove(f"{_BEGUN}/{place.replace('/', '-')}.json")
-        content, _, number = place.partition("/")
         for other in (self._states / content).folders():
             if _NUMBER.fullmatch(other) and other < number and self._is_over(content, int(other)):
                 self._drop(f"{content}/{other}")

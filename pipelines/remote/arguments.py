@@ -1,8 +1,7 @@
 """The flags of commands that talk to a Kubeflow Pipelines API, and the pipeline's arguments that they make."""
 
 import argparse
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from clients.batch.arguments import (
     template_of,
 )
 from clients.errors import SettingsError
-from clients.steps.secrets import ARTIFACT_STORE
 from clients.storage import is_uri
+from pipelines.remote.job_checks import check_values, own_machine
 from pipelines.remote.parameters import Package
 from pipelines.settings import Access, access
 
@@ -178,6 +177,8 @@ def job_arguments(given: Given, package: Package, earlier: dict[str, Any]) -> di
         found["template"] = template_of(options)
     if given.any_of(_REQUEST_FLAGS):
         found["request_defaults"] = (found.get("request_defaults") or {}) | request_defaults(options)
+    if "fresh" in given and found.get("options"):
+        found["options"] = {name: value for name, value in found["options"].items() if name != "resumes"}
     if given.any_of((*_policy_flags(), *_STATE_FLAGS)):
         found["options"] = (found.get("options") or {}) | _run_options(given)
     for text in options.parameters:
@@ -201,24 +202,8 @@ def check_job(given: Given, package: Package, earlier: dict[str, Any]) -> dict[s
     """
     found = job_arguments(given, package, earlier)
     package.check(found | ({"prompts": ""} if given.options.prompts else {}))
-    _check_secrets(found, package)
+    check_values(found, package)
     return found
-
-
-def _check_secrets(arguments: Mapping[str, Any], package: Package) -> None:
-    """Refuse names of Secrets with which no pod starts: Kubeflow names a pod's volumes after them."""
-    names = {
-        parameter: str(arguments.get(parameter, package.inputs[parameter].get("defaultValue", "")))
-        for parameter in ("storage_secret", "endpoint_secret", "langfuse_secret")
-        if parameter in package.inputs
-    }
-    for parameter, name in names.items():
-        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
-            raise SettingsError(
-                f"{parameter} must be at most 63 of a-z, 0-9 and -, found {name!r}. Leave it out if there is no Secret"
-            )
-        if list(names.values()).count(name) > 1 or name == ARTIFACT_STORE:
-            raise SettingsError(f"{parameter} {name!r} is in use for something else: give each its own Secret")
 
 
 def package_name(given: Given) -> str:
@@ -265,11 +250,7 @@ def _check(given: Given) -> None:
             raise SettingsError(
                 f"--{flag} is about the state that Kubeflow keeps by itself; with --state, give another folder instead"
             )
-    if "url" in given and (host := _own_machine(options.url)):
+    if "url" in given and (host := own_machine(options.url)):
         raise SettingsError(
             f"--url {options.url}: {host} is each pod itself there. Give the endpoint's name in the cluster"
         )
-
-
-def _own_machine(url: str) -> str:
-    return next((name for name in ("localhost", "127.0.0.1", "[::1]") if f"//{name}" in url), "")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from clients.batch.arguments import RARE_GROUPS
 from clients.display import RunView, error_line
-from clients.errors import LLMInferenceError, SettingsError
+from clients.errors import LLMInferenceError
 from clients.events import log_to_stderr
 from clients.results import format as fmt
 from clients.steps.interrupts import InterruptedRunError, interruptible
@@ -71,7 +71,7 @@ def _act(given: Given) -> None:
         _print_plan(_plan(given, None))
         return
     if not (options.follow or options.terminate or options.resume):
-        check_job(given, Package.named(package_name(given)), {})
+        check_job(given, Package.named(package_name(given)).mounting(parse_volumes(options.volumes)), {})
     connection = Connection.open(access_of(options))
     if options.terminate:
         get_run(connection, options.terminate)
@@ -117,26 +117,14 @@ def _plan(given: Given, connection: Connection | None) -> _Plan:
     if run and "volumes" not in given:
         volumes = volumes_of(spec_of(connection, run)) if connection else ()
     package = package.mounting(volumes)
+    if options.prompts:
+        earlier.pop("prompts", None)
     arguments = check_job(given, package, earlier)
     if options.prompts:
-        stage = _dry_staged if options.dry_run else _staged
-        arguments["prompts"] = stage(options, package)
+        upload = not options.dry_run
+        arguments["prompts"] = staged(options.prompts, options.staging, package, say=_say, upload=upload)
     package.check(arguments)
     return _Plan(package, arguments, run)
-
-
-def _staged(options: argparse.Namespace, package: Package) -> str:
-    return staged(options.prompts, options.staging, package, say=_say)
-
-
-def _dry_staged(options: argparse.Namespace, package: Package) -> str:
-    """As `staged`, but a file that would be uploaded stays where it is."""
-    try:
-        return staged(options.prompts, "", package, say=_say)
-    except SettingsError:
-        if not options.staging:
-            raise
-        return f"{options.staging.rstrip('/')}/…/{Path(options.prompts).name}"
 
 
 def _submit(connection: Connection, given: Given, plan: _Plan) -> str:

@@ -109,7 +109,7 @@ class Package:
         if kind == "STRING":
             return text
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_no_number)
         except ValueError:
             value = None
         if not _fits(kind, value):
@@ -159,6 +159,10 @@ def title_of(spec: Mapping[str, Any]) -> str:
 def whole(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that a server gave back, with the whole numbers that it made 4.0 of."""
     return {name: _whole(value) for name, value in arguments.items()}
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number in JSON")
 
 
 def _fits(kind: str, value: Any) -> bool:

@@ -25,7 +25,7 @@ _FORMATS = {
 }
 
 
-def staged(prompts: str, staging: str, package: Package, *, say: Callable[[str], None]) -> str:
+def staged(prompts: str, staging: str, package: Package, *, say: Callable[[str], None], upload: bool = True) -> str:
     """What the pipeline's parameter `prompts` is to be for a file or an address.
 
     Args:
@@ -33,6 +33,7 @@ def staged(prompts: str, staging: str, package: Package, *, say: Callable[[str],
         staging: Address of a folder for files that are too large to travel inline; "" for none.
         package: The pipeline; says how long a file that travels inline may be, and which paths are in its volumes.
         say: Told what is uploaded.
+        upload: False leaves a file where it is that would be uploaded, for a look at what would be sent.
 
     Raises:
         PromptsError: the file cannot be read, or is no file of prompts.
@@ -62,7 +63,7 @@ def staged(prompts: str, staging: str, package: Package, *, say: Callable[[str],
         )
     if not is_uri(staging):
         raise SettingsError(f"--staging {staging}: pods cannot read this machine's folders. Give s3://bucket/folder")
-    return _uploaded(path, staging, say)
+    return _uploaded(path, staging, say) if upload else f"{staging.rstrip('/')}/…/{path.name}"
 
 
 def inline(path: Path, most: int) -> str | None:

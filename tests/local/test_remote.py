@@ -418,7 +418,7 @@ class TestResume:
         """What each run's first step would decide, from the arguments that the server was sent."""
         api.store.script = lambda _: [Frame(state="FAILED")]
         api.store._clock -= dt.timedelta(days=3)
-        outputs = ("--output", "s3://b/{date}/{run}/{yesterday}", "--fresh", "--no-wait")
+        outputs = ("--output", f"file://{folder}/{{date}}/{{run}}/{{yesterday}}", "--fresh", "--no-wait")
         assert run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, *outputs).returncode == 0
         (earlier,) = api.store.runs
         done = run(folder, "--host", api.host, "--resume", earlier, "--no-wait")
@@ -430,7 +430,7 @@ class TestResume:
         first = first_step(folder, earlier, {**one, "run_date": day})
         second = first_step(folder, later, two)
         assert (first.state, first.date, first.output) == (second.state, second.date, second.output)
-        assert second.output.startswith(f"s3://b/{day}/{earlier}/")
+        assert second.output.startswith(f"file://{folder}/{day}/{earlier}/")
         page = f"{api.host}/#/runs/details/{{run}}"
         assert one["options"] == {"fresh": True, "run_url": page}
         assert two["options"] == {"resumes": earlier, "run_url": page}

@@ -243,3 +243,16 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     done.set()
     reader.join(10)
     assert seen == {1_000_001}
+
+
+def test_a_folder_that_can_be_written_proves_it_and_is_as_it_was(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "made"))
+    folder.prove()
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["ftp://host/x", "{file}/x"])
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        Folder(where.format(file=tmp_path / "file")).prove()

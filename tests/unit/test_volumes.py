@@ -28,6 +28,10 @@ WITH_FILES = {"check-prompts", "plan-shards", "run-shard", "finish-shards", "mer
         ("shared-data:/", "pods need / for themselves"),
         ("shared-data:/tmp/x", "pods need /tmp/x for themselves"),
         ("shared-data:/data/../etc", "for themselves"),
+        ("shared-data:/bin", "pods need /bin for themselves"),
+        ("shared-data:/.cache", "pods need /.cache for themselves"),
+        ("shared-data://data", "expected CLAIM:FOLDER"),
+        ("shared-data:/data:ro", "expected CLAIM:FOLDER"),
     ],
 )
 def test_what_is_no_volume_is_refused(text: str, message: str) -> None:
