@@ -111,6 +111,11 @@ class RunView:
                 self.failure = self.failure or event["error"]
                 self.exit_code = self.exit_code or event["exit_code"]
 
+    @property
+    def reused(self) -> int:
+        """Rows whose answer an earlier run had, over all shards."""
+        return sum(shard.reused for shard in self._shards.values())
+
     def see_and_show(self, event: Mapping[str, Any]) -> None:
         """Take one event into account and bring the screen up to date."""
         self.see(event)
@@ -185,7 +190,12 @@ class RunView:
 
 
 def print_summary(
-    summary: "Summary", folder: Path, console: Console | None = None, *, batch_output: Path | None = None
+    summary: "Summary",
+    folder: Path,
+    console: Console | None = None,
+    *,
+    batch_output: Path | None = None,
+    reused: int = 0,
 ) -> None:
     """Print how the run went, where its files are, and what to type next.
 
@@ -194,6 +204,7 @@ def print_summary(
         folder: Where the results are.
         console: None prints to stdout.
         batch_output: File in the form of OpenAI's Batch API; None when there is none.
+        reused: Rows whose answer an earlier run had.
     """
     console = console or Console(highlight=False)
     facts = [fmt.counted(summary["rows"], "row"), fmt.duration(summary["duration_s"])]
@@ -211,7 +222,13 @@ def print_summary(
     console.print(" · ".join(facts), soft_wrap=True)
     if summary["stopped_early"]:
         console.print(Text(f"Stopped early: {summary['stopped_early']}.", style="yellow"), soft_wrap=True)
-    if beside := comparison_fact(summary):
+    sent = summary["rows"] - summary["outcomes"].get("invalid", 0) - reused
+    if reused:
+        console.print(
+            f"{fmt.counted(reused, 'row')} had an answer before and {'was' if reused == 1 else 'were'} not sent again.",
+            soft_wrap=True,
+        )
+    if sent > 0 and (beside := comparison_fact(summary)):
         console.print(Text(beside), soft_wrap=True)
     if summary["verdict"]:
         console.print(Text(summary["verdict"]["advice"], style="dim"), soft_wrap=True)
@@ -223,7 +240,8 @@ def print_summary(
         console.print(Text(f"{'Batch':<10}{batch_output}"), soft_wrap=True)
     console.print()
     path = json.dumps(str(folder / "results.parquet"), ensure_ascii=False)
-    read = f"import pandas; print(pandas.read_parquet({path}))"
+    columns = '["outcome", "content"]'
+    read = f"import pandas; print(pandas.read_parquet({path}, columns={columns}))"
     console.print(
         Text(f"Next: open the report in a browser, or look at the answers:\n  {_python()} -c {shlex.quote(read)}"),
         soft_wrap=True,

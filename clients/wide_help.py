@@ -1,6 +1,7 @@
 """How the help of our commands is laid out: on one screen, with all flags a word away."""
 
 import argparse
+import difflib
 from typing import Any
 
 
@@ -20,14 +21,32 @@ class HelpParser(argparse.ArgumentParser):
 
     Args:
         rare: How the titles of those groups begin.
+        elsewhere: Flags of another form of the command, and what to say to whoever gives one here.
         arguments: As argparse's own parser takes them.
     """
 
-    def __init__(self, *, rare: tuple[str, ...] = (), **arguments: Any) -> None:
+    def __init__(
+        self, *, rare: tuple[str, ...] = (), elsewhere: tuple[tuple[str, ...], str] = ((), ""), **arguments: Any
+    ) -> None:
         super().__init__(formatter_class=WideHelp, **arguments)
         self._rare = rare
+        self._elsewhere = elsewhere
         if rare:
             self.add_argument("--help-all", action=_HelpAll, help="show every flag with what it does, and exit")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's own, but an unknown flag is told with the one that may be meant."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"there is no {unknown[0]} here{self._mend(unknown[0].partition('=')[0])}")
+        return found
+
+    def _mend(self, flag: str) -> str:
+        flags, told = self._elsewhere
+        if flag in flags:
+            return f": {told}"
+        near = difflib.get_close_matches(flag.replace("_", "-"), self._option_string_actions, n=1)
+        return f". Did you mean {near[0]}?" if near and flag.startswith("-") else ". See --help"
 
     def format_help(self) -> str:
         """The help on one screen."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   python -m pipelines.doctor -n ml
   python -m pipelines.doctor -n ml --profile throughput --gpu-product NVIDIA-A100-SXM4-80GB
-  python -m pipelines.doctor -n ml --host http://localhost:8888 --json
+  python -m pipelines.doctor -n ml --host http://localhost:8080 --json
 
 exit code: 0 nothing failed (warnings may stand), 1 something failed, 2 wrong usage
 """

@@ -44,6 +44,12 @@ _EXAMPLES = """examples:
 #: Flags that only a run on Kubeflow has; each of them makes a command one, with the flags of pipelines.remote.command.
 _ON_KUBEFLOW = ("--host", "--resume", "--follow", "--terminate", "--no-wait")
 
+#: Flags of such a run that make no sense without it.
+_OF_KUBEFLOW = (
+    *("--set", "--volume", "--staging", "--state", "--image", "--reuse", "--namespace", "--token-file", "--ca-file"),
+    *("--experiment", "--run-name", "--service-account", "--pipeline-root"),
+)
+
 #: A disk with less space than this is taken for full.
 _FULL_DISK_BYTES = 4 << 20
 
@@ -154,7 +160,7 @@ def run(settings: "RunSettings") -> None:
         if place.summary_is_new():
             if settings.batch_output:
                 write_batch_output(place.output / "results.parquet", settings.batch_output)
-            print_summary(place.read_summary(), place.output, batch_output=settings.batch_output)
+            print_summary(place.read_summary(), place.output, batch_output=settings.batch_output, reused=view.reused)
         if failure is not None:
             raise failure
         place.settle()
@@ -245,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog=_EXAMPLES,
         rare=RARE_GROUPS,
+        elsewhere=(_OF_KUBEFLOW, "it is for a run on Kubeflow. Give --host URL, too"),
     )
     add_input_arguments(parser)
     where = parser.add_argument_group("where the model answers")

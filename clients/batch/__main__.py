@@ -91,6 +91,7 @@ def _run(options: argparse.Namespace) -> int:
 
     place = Workplace.prepare(options.prompts, output_folder(options), fresh=options.fresh)
     failures: list[str] = []
+    reused: dict[int, int] = {}
     with place.held():
         with contextlib.ExitStack() as stack:
             show = _live(stack) if sys.stderr.isatty() else _log
@@ -99,6 +100,8 @@ def _run(options: argparse.Namespace) -> int:
                 show(event)
                 if event["event"] == "step.failed":
                     failures.append(event["error"])
+                if event["event"] == "shard.progress":
+                    reused[event["shard"]] = event["reused"]
 
             follow(see)
             exit_code = _run_steps(options, place)
@@ -109,7 +112,9 @@ def _run(options: argparse.Namespace) -> int:
         if place.summary_is_new():
             if options.batch_output:
                 write_batch_output(place.output / "results.parquet", options.batch_output)
-            print_summary(place.read_summary(), place.output, batch_output=options.batch_output)
+            print_summary(
+                place.read_summary(), place.output, batch_output=options.batch_output, reused=sum(reused.values())
+            )
         if failures:
             error_line(failures[0])
         if not exit_code:

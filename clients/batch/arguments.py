@@ -19,10 +19,15 @@ def local_path(text: str) -> Path:
     """Type of a flag that takes a path on this machine, not an address.
 
     Raises:
-        argparse.ArgumentTypeError: it is an address.
+        argparse.ArgumentTypeError: it is empty, or an address.
     """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give it a file or a folder")
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text} is an address; a run on this machine reads and writes local files")
+        raise argparse.ArgumentTypeError(
+            f"{text} is an address; a run on this machine reads and writes local files, "
+            "a run on Kubeflow (--host URL) takes it"
+        )
     return Path(text)
 
 

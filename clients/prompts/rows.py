@@ -221,7 +221,7 @@ def _filled(fields: Mapping[str, Any], how: str) -> list[dict[str, Any]]:
 
 def _own_messages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     if ("prompt" in fields) == ("messages" in fields):
-        mend = 'a template such as "{question}" makes a prompt from columns'
+        mend = "--prompt-column NAME takes another column, --template TEXT makes a prompt from several"
         found = "both" if "prompt" in fields else f"neither (fields: {_shown(sorted(fields)[:8])}); {mend}"
         raise _BadRowError("no_prompt", f"expected one of prompt and messages, found {found}")
     if "messages" in fields:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from clients.results.distribution import Histogram, Spread, nice_step
-from clients.results.format import compact, count, duration, seconds
+from clients.results.format import compact, counted, duration, seconds
 from clients.results.page import escape
 from clients.results.timeline import Throughput
 
@@ -77,7 +77,7 @@ def histogram_chart(histogram: Histogram, spread: Spread, *, describe: str, show
         return min(1.0, max(0.0, at))
 
     bars = [
-        (place(left), place(right), number, f"{show(left)} to {show(right)}: {count(number)} rows")
+        (place(left), place(right), number, f"{show(left)} to {show(right)}: {counted(number, 'row')}")
         for left, right, number in zip(edges, edges[1:], histogram["counts"], strict=False)
     ]
     ticks = [(place(value), show(value)) for value in _ticks(low, high, log=log)]

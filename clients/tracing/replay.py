@@ -34,7 +34,7 @@ def replay(location: str, settings: TraceSettings | None, *, time_limit_s: float
     """
     if settings is None:
         raise SettingsError(
-            "tracing is off: set LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY and LANGFUSE_BASE_URL, and see above"
+            "tracing is off: set LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY and LANGFUSE_BASE_URL (docs/tracing.md)"
         )
     spool = Spool(Folder(location))
     names = spool.names()

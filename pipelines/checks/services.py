@@ -91,20 +91,19 @@ def pipelines_api(host: str, *, token: str = "") -> Verdict:
     address = _address(host if "://" in host else f"https://{host}")
     answer = _get(f"{address}/apis/v2beta1/healthz", token=token)
     shown = quoted(address)
-    forward = "kubectl -n kubeflow port-forward svc/ml-pipeline 8888:8888"
     if answer.status == 0:
-        return _away(address, answer, "--host", port=8888)
+        return _away(address, answer, "--host", port=8080)
     if answer.status in (301, 302, 303, 307, 308, 401, 403):
         return unknown(
             f"{shown} asks for a login (HTTP {answer.status})",
-            "see it past the login with --host http://localhost:8888 and",
-            forward,
+            "see it past the login with --host http://localhost:8080 and",
+            _FORWARD,
         )
     if answer.status != 200 or not isinstance(answer.body, dict):
         return failed(
             f"{shown} answers HTTP {answer.status} to /apis/v2beta1/healthz, as no Kubeflow Pipelines 2 does",
-            "behind Kubeflow's dashboard add /pipeline to --host; otherwise use --host http://localhost:8888 and",
-            forward,
+            "behind Kubeflow's dashboard add /pipeline to --host; otherwise use --host http://localhost:8080 and",
+            _FORWARD,
         )
     tag = text(answer.body, "tag_name") or text(answer.body, "apiServerTagName")
     if answer.body.get("apiServerReady") is False:
@@ -115,6 +114,9 @@ def pipelines_api(host: str, *, token: str = "") -> Verdict:
     if known < _LEAST_PIPELINES:
         return failed(f"{tag} at {shown}, too old", "upgrade Kubeflow Pipelines to 2.14 or newer")
     return ok(f"{tag} at {shown}")
+
+
+_FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 
 
 _IMAGE = "kubectl -n kubeflow get deployment ml-pipeline -o jsonpath='{..image}'"
@@ -130,6 +132,8 @@ def _away(host: str, answer: _Answer, setting: str, *, port: int) -> Verdict:
         forward = f"kubectl -n {names[1]} port-forward svc/{names[0]} {port}:{parts.port or 80}"
         mend = f"it is an address of the cluster; from here look with {setting} http://localhost:{port} and"
         return unknown(found, mend.replace(" http", "=http") if setting.isupper() else mend, forward)
+    if setting == "--host" and parts.hostname in ("localhost", "127.0.0.1", "::1"):
+        return failed(found, "correct --host, or forward its port:", _FORWARD)
     return failed(found, f"correct {setting}, or start it")
 
 

@@ -157,7 +157,7 @@ def _answer(question: Question) -> Verdict:
     except ForbiddenError as error:
         return unknown(may_not(error), _LOOK_FOR_ME)
     except UnreachableApiError as error:
-        return failed(str(error).partition(". ")[0], "try again; the API server went away meanwhile")
+        return failed(str(error).partition(". ")[0], "check the network, the VPN and the kubeconfig, then try again")
     except LLMInferenceError as error:
         return failed(*found_and_mend(error))
     except Exception as error:  # noqa: BLE001  (odd data in one place of a cluster must not hide all others)

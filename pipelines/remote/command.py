@@ -236,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         "following; the run goes on.",
         epilog=_EXAMPLES,
         rare=(*RARE_GROUPS, KUBEFLOW_GROUP),
+        elsewhere=(("--gguf", "--batch-output", "-o", "--gpus"), "it is for a run on this machine, without --host"),
     )
     add_access_arguments(parser, optional_value=True)
     what = parser.add_argument_group("what to do")
