@@ -99,7 +99,7 @@ class TestTables:
             (("--prompt-column", "a{b"), 2, "a name with braces cannot be used"),
             (("--prompt-column", "title"), 2, "line 2: no column 'title'; the row has: id, product, text"),
             (("--prompt-column", "text", "--template", "{text}"), 2, "not allowed with argument"),
-            ((), 2, 'neither (fields: ["id","product","text"]); a template such as'),
+            ((), 2, 'neither (fields: ["id","product","text"]); --prompt-column NAME takes'),
             (("--prompt-column", "text", "--gpus", "-1"), 2, "--gpus must be at least 0, found -1"),
         ],
     )

@@ -169,6 +169,14 @@ def test_a_shard_that_is_killed_at_a_write_is_finished_by_the_next_step(
     assert max(sent.values()) <= 2
 
 
+def test_an_output_that_cannot_be_written_ends_the_run_before_a_row_is_sent(world: World) -> None:
+    run = world.run("r", world.prompts(texts(4)), output="minio://no-such-bucket/out")
+    assert run.check().wait().code == 1
+    assert run.checked is not None
+    assert "cannot write minio://no-such-bucket/out/.can-be-written" in run.checked.error
+    assert world.sent() == {}
+
+
 @pytest.mark.slow
 def test_a_step_that_runs_what_shards_left_may_be_killed_at_each_of_its_writes(
     world: World, undisturbed: list[list[Any]]

@@ -205,7 +205,7 @@ def test_the_summary_names_files_with_korean_names_and_a_command_that_works(tmp_
     folder = tmp_path / "결과 폴더 [1]'s"
     folder.mkdir()
     (folder / "report.html").write_text("")
-    pq.write_table(pa.table({"content": ["안녕하세요"]}), folder / "results.parquet")
+    pq.write_table(pa.table({"outcome": ["ok"], "content": ["안녕하세요"]}), folder / "results.parquet")
     console = plain(40)
     print_summary(summary(), folder, console)
     lines = raw(console).splitlines()

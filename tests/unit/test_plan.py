@@ -106,7 +106,7 @@ def test_an_input_without_a_row_that_can_be_sent_is_refused_with_the_first_reaso
     assert str(caught.value) == (
         f"no row of {location} can be sent, 2 of 2 are malformed; "
         'line 2: expected one of prompt and messages, found neither (fields: ["question"]); '
-        'a template such as "{question}" makes a prompt from columns'
+        "--prompt-column NAME takes another column, --template TEXT makes a prompt from several"
     )
 
 
