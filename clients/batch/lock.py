@@ -48,7 +48,7 @@ def take_lock(home: Folder, patience_s: float) -> int | None:
             os.close(descriptor)
             raise LedgerInUseError(
                 f"another process is working on {home.location}. "
-                "Wait until it ends, stop it, or choose another --output."
+                "Wait until it ends, stop it, or choose another --output (on Kubeflow: --state)."
             ) from None
         return descriptor
 

@@ -58,6 +58,7 @@ def committed(bucket: Bucket) -> set[str]:
     return {TEXTS[row] for frame in frames for row in frame["row"]}
 
 
+@pytest.mark.slow
 def test_a_run_in_google_s_store_goes_on_after_a_kill(tmp_path: Path, bucket: Bucket) -> None:
     bucket.put("prompts.jsonl", b"".join(json.dumps({"prompt": text}).encode() + b"\n" for text in TEXTS))
     with OpenAIServer(output_tokens=(4, 8), latency_s=0.5).in_thread() as model:

@@ -84,6 +84,7 @@ def test_prompts_in_a_volume_are_not_looked_for_here() -> None:
             staged(other, "", package, say=print)
 
 
+@pytest.mark.slow
 def test_files_to_upload_are_written_where_they_are_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compile_main(["--volume", "shared-data:/data", "--output", str(tmp_path / "upload")]) == 0
     assert f"{tmp_path}/upload/batch_client.yaml written" in capsys.readouterr().out
