@@ -137,6 +137,7 @@ def test_the_compiled_files_are_what_the_source_compiles_to() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_stale_file_is_noticed(tmp_path: Path) -> None:
     """The check is run on a copy of the project in which one embedded module has changed."""
     for folder in ("clients", "components", "pipelines", "compiled"):

@@ -77,6 +77,7 @@ class TestReady:
         stages = [event["stage"] for event in events if event["event"] == "service.progress"]
         assert stages
 
+    @pytest.mark.slow
     def test_ready_with_one_of_two_replicas_is_not_enough(self, tmp_path: Path, model: str) -> None:
         with (
             FakeCluster(scenario="late_replica", speed=100, address=model) as fake,
@@ -92,6 +93,7 @@ class TestReady:
         assert len(ready) == 2
         assert len(serving.gpus_held_since) == 2
 
+    @pytest.mark.slow
     def test_a_service_whose_model_has_another_name_is_not_ready(self, tmp_path: Path, model: str) -> None:
         with FakeCluster(speed=200, address=model) as fake, started(tmp_path, fake) as cluster:
             service = deployed(cluster, ServingSpec(served_model_name="another"))
