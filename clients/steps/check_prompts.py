@@ -76,15 +76,20 @@ def check_prompts(
             max_regression=dict(chosen.max_regression),
             defaults=defaults,
         )
-        if start.output:
-            Folder(start.output).prove()
-        with at_hand(start.prompts) as location:
-            checked = check(location, defaults)
+        checked = _checked(start)
         if run and not state:
             start = _with_state(start, artifact, checked.fingerprint, chosen)
         with refusals("write", checked_path):
             Path(checked_path).write_bytes(start.to_json() + b"\n" + checked.to_json())
         return _told(start, checked)
+
+
+def _checked(start: Start) -> Checked:
+    """What stands in the prompts, after the place for the results has shown that it can be written."""
+    if start.output:
+        Folder(start.output).prove()
+    with at_hand(start.prompts) as location:
+        return check(location, start.defaults)
 
 
 def _told(start: Start, checked: Checked) -> dict[str, Any]:
