@@ -69,9 +69,17 @@ def says(cluster: FakeCluster, reason: str, words: str, kind: str = "") -> Calla
     return look
 
 
+def containers(pod: Obj) -> list[Obj]:
+    return (pod.get("status") or {}).get("containerStatuses") or []
+
+
 def state(cluster: FakeCluster, part: str, field: str = "state") -> list[Obj]:
-    rows = [row for pod in pods(cluster) for row in (pod.get("status") or {}).get("containerStatuses") or []]
+    rows = [row for pod in pods(cluster) for row in containers(pod)]
     return [row[field][part] for row in rows if part in row.get(field, {})]
+
+
+def has_died(pod: Obj) -> bool:
+    return any("terminated" in row.get("lastState", {}) for row in containers(pod))
 
 
 def transition(cluster: FakeCluster) -> str:
@@ -215,7 +223,7 @@ def test_a_pod_that_gets_no_node_is_told_why_in_the_schedulers_words(scenario: s
         event = next(event for event in cluster.server.find("Event") if event["reason"] == "FailedScheduling")
         assert event["lastTimestamp"] is None
         assert event["eventTime"]
-        placed = condition_of(pods(cluster)[0], "PodScheduled")
+        placed = cluster.server.wait_for(lambda: condition_of(pods(cluster)[0], "PodScheduled"))
         assert (placed["status"], placed["reason"]) == ("False", "Unschedulable")
 
 
@@ -329,7 +337,7 @@ def test_a_container_that_dies_leaves_its_last_words(scenario: str, code: int, r
         cluster.server.wait_for(lambda: state(cluster, "terminated", "lastState"))
         died = state(cluster, "terminated", "lastState")[0]
         assert (died["exitCode"], died["reason"]) == (code, reason)
-        name = pods(cluster)[0]["metadata"]["name"]
+        name = next(pod for pod in pods(cluster) if has_died(pod))["metadata"]["name"]
         path = f"/api/v1/namespaces/ml/pods/{name}/log?previous=true"
         assert words in cluster.server.wait_for(lambda: ask(cluster.server, "GET", path)[1])
         cluster.server.wait_for(

@@ -5,6 +5,7 @@ node `executor` below it. Servers from 2.15 on name pods, older ones name only t
 """
 
 import dataclasses
+import datetime as dt
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,9 @@ class Frame:
     errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-_TIMES = {"start_time": "2026-11-25T13:00:00Z", "end_time": "2026-11-25T13:01:35Z"}
+_TOOK = dt.timedelta(seconds=95)
 _NOT_ENDED = "1970-01-01T00:00:00Z"
+_BEGAN = "2026-11-25T13:00:00Z"
 
 
 def number(*words: str) -> str:
@@ -42,13 +44,25 @@ def number(*words: str) -> str:
     return str(zlib.crc32("/".join(words).encode()))
 
 
-def task_details(workflow: str, frame: Frame, *, with_pod_names: bool, with_retry: Sequence[str] = ()) -> list[Any]:
-    """The nodes of a run as the API lists them."""
+def task_details(
+    workflow: str, frame: Frame, *, with_pod_names: bool, with_retry: Sequence[str] = (), began: str = _BEGAN
+) -> list[Any]:
+    """The nodes of a run that began at a time, as the API lists them."""
     nodes = [_node(workflow, "", workflow, frame.state, [], with_pod_names), _driver(workflow, "root", with_pod_names)]
     for step, states in frame.steps.items():
         for shard, state in enumerate([states] if isinstance(states, str) else states):
             nodes += _step(workflow, step, shard, state, frame, with_pod_names, retried=step in with_retry)
-    return nodes
+    return [node | _times(began, node["state"]) for node in nodes]
+
+
+def _times(began: str, state: str) -> dict[str, Any]:
+    ended = (dt.datetime.fromisoformat(began) + _TOOK).isoformat().replace("+00:00", "Z")
+    return {
+        "create_time": began,
+        "start_time": began,
+        "end_time": _NOT_ENDED if state in ("RUNNING", "PENDING") else ended,
+        "state_history": [{"update_time": began, "state": state}],
+    }
 
 
 def pod_name(workflow: str, step: str, shard: int = 0, *, retried: bool = False) -> str:
@@ -115,14 +129,9 @@ def _node(
         "run_id": "",
         "task_id": f"00000000-0000-4000-8000-{int(own):012d}",
         "display_name": name,
-        "create_time": _TIMES["start_time"],
-        **_TIMES,
         "state": state,
-        "state_history": [{"update_time": _TIMES["start_time"], "state": state}],
         "child_tasks": [{"pod_name": child} for child in children],
     }
-    if state in ("RUNNING", "PENDING"):
-        found["end_time"] = _NOT_ENDED
     if with_pod_names:
         found["pod_name"] = f"{workflow}-{template}-{own}" if template else workflow
     return found

@@ -186,7 +186,11 @@ class Store:
             body["error"] = {"code": 13, "message": frame.error}
         if found.looks:
             details = task_details(
-                found.workflow, frame, with_pod_names=self.with_pod_names, with_retry=self.with_retry
+                found.workflow,
+                frame,
+                with_pod_names=self.with_pod_names,
+                with_retry=self.with_retry,
+                began=body["created_at"],
             )
             body["run_details"] = {"task_details": details}
         # Through JSON and protobuf, whole numbers may come back with a point.
