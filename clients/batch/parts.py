@@ -68,8 +68,8 @@ class Parts:
 
     def find(self, shard: int) -> Part | None:
         """The part of a shard, whoever wrote it; None without one."""
-        data = self.state.read(self._marker(_DONE, shard))
-        return None if data is None else Part(**orjson.loads(data))
+        note = self.state.read_note(self._marker(_DONE, shard))
+        return None if note is None else Part(**note)
 
     def find_all(self, shards: Iterable[int]) -> list[Part]:
         """The parts of those shards that have one, in their order."""
@@ -110,9 +110,8 @@ class Parts:
 
     def left(self, shard: int, run: str) -> Mapping[str, Any] | None:
         """What `leave` said in this run."""
-        data = self.state.read(self._marker(_LEFT, shard))
-        note: dict[str, Any] = {} if data is None else orjson.loads(data)
-        return note if note.get("run") == run else None
+        note = self.state.read_note(self._marker(_LEFT, shard))
+        return note if note and note.get("run") == run else None
 
     def remove(self) -> None:
         """Remove parts, markers and notes of all plans: the results stand elsewhere, the ledger stays."""

@@ -65,8 +65,7 @@ def states_above(generation: str) -> str:
 def _note(start: Start) -> dict[str, Any] | None:
     if start.kept:
         return Generations(states_above(start.state)).facts(start.job)
-    data = Folder(start.state).read(_name(start))
-    return None if data is None else orjson.loads(data)
+    return Folder(start.state).read_note(_name(start))
 
 
 def _name(start: Start) -> str:

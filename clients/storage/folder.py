@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from clients.errors import StorageError
 from clients.storage.addresses import is_uri
 from clients.storage.object_stores import COPY_S, connect
@@ -90,6 +92,24 @@ class Folder:
             with patient(self._fs, path) as stream:
                 return bytes(stream.readall())
         return None
+
+    def read_note(self, name: str) -> dict[str, Any] | None:
+        """The JSON object that a small file holds; None when it is not there.
+
+        Raises:
+            StorageError: it cannot be read, or holds something else.
+        """
+        data = self.read(name)
+        try:
+            note = {} if data is None else orjson.loads(data)
+        except orjson.JSONDecodeError:
+            note = None
+        if not isinstance(note, dict):
+            raise StorageError(
+                f"{self.location}/{name} is damaged: {len(data or b'')} bytes that are no JSON object. "
+                f"Remove that file and run again: what the other files hold is kept"
+            )
+        return None if data is None else note
 
     def fetch(self, name: str, path: Path) -> None:
         """Bring a file here."""

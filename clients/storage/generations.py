@@ -109,8 +109,7 @@ class Generations:
     def facts(self, job: str) -> dict[str, Any] | None:
         """What the newest finished generation of a job says of itself, see `finish`; None when there is none."""
         pointer = self._pointer(f"{job}.json")
-        data = None if pointer is None else self._states.read(f"{pointer['place']}/{FINISHED}")
-        return None if data is None else orjson.loads(data)
+        return None if pointer is None else self._states.read_note(f"{pointer['place']}/{FINISHED}")
 
     def finish(self, generation: str, *, run: str, job: str, facts: dict[str, Any], now: float) -> None:
         """Mark a generation as finished and remove those that nobody needs any more.
@@ -166,8 +165,7 @@ class Generations:
             (self._states / place).remove_all()
 
     def _pointer(self, name: str) -> dict[str, Any] | None:
-        data = self._states.read(f"{_NEWEST}/{name}")
-        return None if data is None else orjson.loads(data)
+        return self._states.read_note(f"{_NEWEST}/{name}")
 
     def _is_over(self, content: str, number: int) -> bool:
         """Whether no run can be at work in a generation: it is finished, or what a killed process left of one."""
@@ -181,5 +179,5 @@ class Generations:
 
     def _read(self, content: str, number: int, name: str) -> str:
         """The run that wrote a marker; "" when there is none."""
-        data = self._states.read(f"{content}/{number:04d}/{name}")
-        return "" if data is None else str(orjson.loads(data)["run"])
+        note = self._states.read_note(f"{content}/{number:04d}/{name}")
+        return "" if note is None else str(note["run"])

@@ -79,6 +79,18 @@ def test_a_folder_that_is_not_there_holds_no_files(tmp_path: Path) -> None:
     assert Folder(str(tmp_path / "nowhere")).names() == []
 
 
+@pytest.mark.parametrize("data", [b"", b'{"run": "a"', b"[]", b"\x00" * 40])
+def test_a_note_that_is_damaged_is_named_with_what_is_done_about_it(tmp_path: Path, data: bytes) -> None:
+    folder = Folder(str(tmp_path))
+    assert folder.read_note("in/note.json") is None
+    folder.write("in/note.json", data)
+    with pytest.raises(StorageError) as raised:
+        folder.read_note("in/note.json")
+    told = str(raised.value)
+    assert told.startswith(f"{tmp_path}/in/note.json is damaged: {len(data)} bytes that are no JSON object. ")
+    assert "Remove that file and run again" in told
+
+
 def test_a_finished_file_is_put_in_place_of_an_older_one(tmp_path: Path) -> None:
     source, folder = tmp_path / "new", Folder(str(tmp_path / "out"))
     folder.write("in/x", b"old")
