@@ -43,7 +43,7 @@ def batch(folder: Path, rows: list[dict[str, Any]], *flags: str) -> tuple[list[d
 
 
 def context_length() -> int:
-    with urllib.request.urlopen(f"{URL}/models", timeout=30) as answer:
+    with urllib.request.urlopen(f"{URL}/models", timeout=30) as answer:  # noqa: S310 - whoever runs the tests names it
         return int(json.load(answer)["data"][0]["max_model_len"])
 
 
