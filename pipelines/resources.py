@@ -4,6 +4,11 @@ from kfp import dsl, kubernetes
 
 from clients.steps.secrets import ARTIFACT_STORE, MOUNT_ROOT
 
+#: Ask the two usual autoscalers to leave a step's node alone until the step has ended. A pod that one of them drains is
+#: deleted, and by Argo's usual policy a pod is tried again that failed, not one that was deleted.
+#: Source: the FAQ of the Cluster Autoscaler, Karpenter's page on disruption, Argo's page on retries.
+_STAYS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+
 #: Timeouts in hours: of steps that read the whole input or all results, that wait for a model, and that send rows.
 READING_H, WAITING_H, SENDING_H = 12, 24, 14 * 24
 
@@ -17,7 +22,7 @@ def prepare(
     memory: str = "512Mi",
     timeout_h: int = 2,
 ) -> dsl.PipelineTask:
-    """Give a task what every task of ours has: a name in the UI, a label, an image, resources, a timeout, no caching.
+    """Give a task what all of ours have: a name in the UI, a label, a place, an image, resources, a timeout, no caching.
 
     A cached task would hand on the result of an earlier run: an endpoint that is gone, answers to other prompts.
 
@@ -31,6 +36,8 @@ def prepare(
             or send have limits of their own, which are to end them long before.
     """
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "kubeflow-llm-inference")
+    for key, value in _STAYS.items():
+        kubernetes.add_pod_annotation(task, key, value)
     kubernetes.set_timeout(task, timeout_h * 3600)
     number, unit = int(memory[:-2]), memory[-2:]
     return (

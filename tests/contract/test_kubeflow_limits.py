@@ -181,6 +181,13 @@ def test_every_pod_is_found_by_a_label(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_autoscalers_are_asked_to_leave_a_steps_node_alone(path: Path) -> None:
+    asked = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+    for step, config in platform(path).items():
+        assert config["podMetadata"]["annotations"] == asked, step
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_pod_starts_without_any_of_its_secrets(path: Path) -> None:
     for step, config in platform(path).items():
         mounts = config.get("secretAsVolume", [])
