@@ -11,6 +11,7 @@ The words are those of the pipelines' parameters. For pipelines with steps of yo
 import contextlib
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,14 @@ _ENGINE = (
 
 #: Options whose flag is not called as they are.
 _FLAGS = {"time_limit_s": "--time-limit"}
+
+#: Flags whose argument is not called as they are.
+_ARGUMENTS = {
+    "system": "system_prompt",
+    "server-wait": "server_wait_s",
+    "param": "request_defaults",
+    "max-tokens": "request_defaults max_tokens",
+}
 
 #: Options that say something to pipelines only, or that are arguments here.
 _NOT_HERE = ("deadline", "fresh", "max_error_rate", "reuse", "run_url")
@@ -235,7 +244,13 @@ def _run(words: Sequence[str], on_event: Callable[[Mapping[str, Any]], None] | N
             elif on_event is not None:
                 on_event(event)
         on_failure.pop_all()
-    return process.returncode, said.rpartition("error: ")[2]
+    return process.returncode, _in_python(said.rpartition("error: ")[2])
+
+
+def _in_python(message: str) -> str:
+    """A message of the engine with arguments of `run_batch` where it names flags."""
+    message = message.replace("--prompt-column NAME", "template '{NAME}'")
+    return re.sub(r"--([a-z][a-z-]*)", lambda flag: _ARGUMENTS.get(flag[1], flag[1].replace("-", "_")), message)
 
 
 def _interrupt(process: subprocess.Popen[str]) -> None:

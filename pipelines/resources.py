@@ -22,7 +22,7 @@ def prepare(
     memory: str = "512Mi",
     timeout_h: int = 2,
 ) -> dsl.PipelineTask:
-    """Give a task what all of ours have: a name in the UI, a label, a place, an image, resources, a timeout, no caching.
+    """Give a task what all of ours have: a name in the UI, labels, an image, resources, a timeout, no caching.
 
     A cached task would hand on the result of an earlier run: an endpoint that is gone, answers to other prompts.
 
