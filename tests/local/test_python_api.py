@@ -87,9 +87,7 @@ class TestRunBatch:
         assert run_batch(tmp_path / "p.jsonl", url=server.url, output=tmp_path / "out", max_error_rate=0.5)
 
     def test_without_a_server_nothing_is_written_and_it_says_why(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            BatchFailedError, match=r"127\.0\.0\.1:9.* url; server_wait_s waits longer"
-        ) as caught:
+        with pytest.raises(BatchFailedError, match=r"127\.0\.0\.1:9.* url; server_wait_s waits longer") as caught:
             run_batch(["one"], url="http://127.0.0.1:9/v1", output=tmp_path, server_wait_s=0)
         assert caught.value.result is None
 
