@@ -233,8 +233,9 @@ def print_summary(
     if summary["verdict"]:
         console.print(Text(summary["verdict"]["advice"], style="dim"), soft_wrap=True)
     console.print()
+    all_ok = summary["outcomes"][Outcome.OK] == summary["rows"]
     for name, what in _FILES:
-        if (folder / name).exists():
+        if (folder / name).exists() and not (all_ok and name == _REJECTS):
             console.print(Text(f"{what:<10}{folder / name}"), soft_wrap=True)
     if batch_output is not None:
         console.print(Text(f"{'Batch':<10}{batch_output}"), soft_wrap=True)
@@ -272,9 +273,12 @@ def _outcomes_table(summary: "Summary", *, with_advice: bool) -> Table:
     return table
 
 
+#: Empty when every row is ok, and not listed then.
+_REJECTS = "rejects.parquet"
+
 _FILES = (
     ("results.parquet", "Results"),
-    ("rejects.parquet", "Not ok"),
+    (_REJECTS, "Not ok"),
     ("report.html", "Report"),
     ("summary.json", "Summary"),
 )

@@ -201,6 +201,17 @@ def test_the_summary_gives_each_outcome_that_is_not_ok_its_advice(width: int) ->
     assert ADVICE[Outcome.OK] not in words
 
 
+@pytest.mark.parametrize(("ok", "is_listed"), [(1234, False), (1233, True)])
+def test_the_file_of_rows_that_went_wrong_is_named_when_there_are_some(
+    tmp_path: Path, ok: int, is_listed: bool
+) -> None:
+    (tmp_path / "rejects.parquet").touch()
+    console = plain(80)
+    outcomes = dict.fromkeys(Outcome, 0) | {Outcome.OK: ok, Outcome.FAILED: 1234 - ok}
+    print_summary(summary(outcomes=outcomes), tmp_path, console)
+    assert ("Not ok    " in raw(console)) == is_listed
+
+
 def test_the_summary_names_files_with_korean_names_and_a_command_that_works(tmp_path: Path) -> None:
     folder = tmp_path / "결과 폴더 [1]'s"
     folder.mkdir()
