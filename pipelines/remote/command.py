@@ -31,7 +31,7 @@ from pipelines.remote.arguments import (
 from pipelines.remote.connection import Connection
 from pipelines.remote.follow import Ending, Follower, give_up_hint, is_lost
 from pipelines.remote.parameters import Package
-from pipelines.remote.resume import resumed
+from pipelines.remote.resume import WITH_RUN, resumed
 from pipelines.remote.staging import described, staged
 from pipelines.remote.submit import create_run, get_run, linked, package_of, run_body, spec_of, stamp
 from pipelines.volumes import parse_volumes, volumes_of
@@ -112,7 +112,7 @@ def _plan(given: Given, connection: Connection | None) -> _Plan:
     if options.resume and connection is not None:
         run = get_run(connection, options.resume)
         package = package_of(connection, run)
-        earlier = resumed(run, package, say=_say)
+        earlier = resumed(run, package, say=_say, anew=[name for name in WITH_RUN if name in given])
     volumes = parse_volumes(options.volumes)
     if run and "volumes" not in given:
         volumes = volumes_of(spec_of(connection, run)) if connection else ()

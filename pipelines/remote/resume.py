@@ -5,16 +5,18 @@ prompts, on another day too.
 """
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pipelines.remote.parameters import Package, whole
 
 #: Parameters in which the pipeline replaces {run}.
-_WITH_RUN = ("prompts", "output")
+WITH_RUN = ("prompts", "output")
 
 
-def resumed(run: Mapping[str, Any], package: Package, *, say: Callable[[str], None]) -> dict[str, Any]:
+def resumed(
+    run: Mapping[str, Any], package: Package, *, say: Callable[[str], None], anew: Collection[str] = ()
+) -> dict[str, Any]:
     """An earlier run's arguments, as they have to be for the next one to go on with its work.
 
     The date stays the earlier run's and {run} its id. A choice to answer everything anew was for that run alone. Its
@@ -24,17 +26,19 @@ def resumed(run: Mapping[str, Any], package: Package, *, say: Callable[[str], No
         run: The earlier run, as the server gives it.
         package: The pipeline that runs again.
         say: Told what could not be kept as it was.
+        anew: Parameters of which nothing need be said: they are given anew.
     """
     name = str(run["run_id"])
     found = whole((run.get("runtime_config") or {}).get("parameters") or {})
     for parameter in [parameter for parameter in found if parameter not in package.inputs]:
         say(f"{parameter} of run {name} is left out: this version's {package.name} has no such parameter")
         del found[parameter]
-    for parameter in _WITH_RUN:
+    for parameter in WITH_RUN:
         text = str(found.get(parameter, ""))
         if "{run}" in text and not text.startswith("inline:"):
             found[parameter] = text.replace("{run}", name)
-            say(f"{{run}} in {parameter} stays {name}")
+            if parameter not in anew:
+                say(f"{{run}} in {parameter} stays {name}")
     if date := _date(run, str(found.get("run_date") or "")):
         found["run_date"] = date
     options = {key: value for key, value in (found.get("options") or {}).items() if key != "fresh"}

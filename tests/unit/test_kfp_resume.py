@@ -59,6 +59,16 @@ def test_the_id_stays_the_first_runs_through_every_resumption() -> None:
 
 
 @pytest.mark.parametrize(
+    ("anew", "said"),
+    [((), ["{run} in output stays one"]), (("prompts",), ["{run} in output stays one"]), (("output",), [])],
+)
+def test_what_is_given_anew_is_not_said_to_stay(anew: tuple[str, ...], said: list[str]) -> None:
+    heard: list[str] = []
+    resumed(earlier({"output": "s3://b/{run}"}), CLIENT, say=heard.append, anew=anew)
+    assert heard == said
+
+
+@pytest.mark.parametrize(
     ("given", "options"),
     [
         ({}, {"resumes": "one"}),
