@@ -4,13 +4,15 @@ from kfp import dsl, kubernetes
 
 from clients.steps.secrets import ARTIFACT_STORE, MOUNT_ROOT
 
-#: Ask the two usual autoscalers to leave a step's node alone until the step has ended. A pod that one of them drains is
-#: deleted, and by Argo's usual policy a pod is tried again that failed, not one that was deleted.
+#: Ask the two usual autoscalers to leave the node of a long step alone until the step has ended. A pod that one of them
+#: drains is deleted, and by Argo's usual policy a pod is tried again that failed, not one that was deleted.
 #: Source: the FAQ of the Cluster Autoscaler, Karpenter's page on disruption, Argo's page on retries.
 _STAYS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
-#: Timeouts in hours: of steps that read the whole input or all results, that wait for a model, and that send rows.
+#: Timeouts in hours: of steps that read the whole input or all results, that wait for a model, and that send rows; and
+#: of all others, which are over in a minute.
 READING_H, WAITING_H, SENDING_H = 12, 24, 14 * 24
+_SHORT_H = 2
 
 
 def prepare(
@@ -20,7 +22,7 @@ def prepare(
     image: str,
     cpu: str = "500m",
     memory: str = "512Mi",
-    timeout_h: int = 2,
+    timeout_h: int = _SHORT_H,
 ) -> dsl.PipelineTask:
     """Give a task what all of ours have: a name in the UI, labels, an image, resources, a timeout, no caching.
 
@@ -36,8 +38,9 @@ def prepare(
             or send have limits of their own, which are to end them long before.
     """
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "kubeflow-llm-inference")
-    for key, value in _STAYS.items():
-        kubernetes.add_pod_annotation(task, key, value)
+    if timeout_h > _SHORT_H:
+        for key, value in _STAYS.items():
+            kubernetes.add_pod_annotation(task, key, value)
     kubernetes.set_timeout(task, timeout_h * 3600)
     number, unit = int(memory[:-2]), memory[-2:]
     return (

@@ -28,6 +28,9 @@ WINDOW_BYTES = 32 << 10
 #: Templates and whatever else Kubeflow's compiler writes around what was submitted.
 _AROUND_BYTES = 25_000
 
+#: What a pod's template is given of how often it may be tried again.
+_TRIES = ("retry-max-count", "retry-backoff-duration", "retry-backoff-factor", "retry-backoff-max-duration")
+
 _NAME, _ID = "batch-inference-x7k2p", "0" * 36
 
 Parameters = dict[str, str]
@@ -108,10 +111,20 @@ class Workflow:
         told |= {"parent-dag-id": "1", "kubernetes-config": json.dumps(self._config.get(label, {}))}
         patch = {"pod-spec-patch": self._patch(component, container), "cached-decision": "false"}
         self._pod(f"{name}-driver", "system-container-driver", told, patch)
-        self._group(name, "DAG", patch)
+        executor = patch | self._labels(label) | dict.fromkeys(_TRIES if "retryPolicy" in task else (), "3")
+        self._group(name, "DAG", executor)
         if "retryPolicy" in task:
-            self._group(f"{name}.executor", "Retry", patch)
-        self._pod(f"{name}.executor(0)", "system-container-impl", patch, {})
+            self._group(f"{name}.executor", "Retry", executor)
+        self._pod(f"{name}.executor(0)", "system-container-impl", executor, {})
+
+    def _labels(self, label: str) -> dict[str, str]:
+        """The labels and annotations of a pod, as its template is given them: each key and each value by itself."""
+        found: dict[str, str] = {}
+        for kind, pairs in self._config.get(label, {}).get("podMetadata", {}).items():
+            for number, pair in enumerate(pairs.items(), 1):
+                for part, text in zip(("key", "val"), pair, strict=True):
+                    found[f"pod-metadata-{kind.removesuffix('s')}-{part}-{number}"] = text
+        return found
 
     def _patch(self, component: Mapping[str, Any], container: Mapping[str, Any]) -> str:
         inputs, outputs = component.get("inputDefinitions", {}), component.get("outputDefinitions", {})

@@ -181,10 +181,11 @@ def test_every_pod_is_found_by_a_label(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_autoscalers_are_asked_to_leave_a_steps_node_alone(path: Path) -> None:
+def test_autoscalers_are_asked_to_leave_the_nodes_of_long_steps_alone(path: Path) -> None:
     asked = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
-    for step, config in platform(path).items():
-        assert config["podMetadata"]["annotations"] == asked, step
+    long = {step for step, config in platform(path).items() if config["podMetadata"].get("annotations") == asked}
+    assert long >= {"exec-check-prompts", "exec-run-shard", "exec-finish-shards", "exec-merge-shards"}
+    assert all("annotations" not in platform(path)[step]["podMetadata"] for step in platform(path).keys() - long)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
