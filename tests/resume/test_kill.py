@@ -123,7 +123,8 @@ def test_after_a_kill_only_what_was_in_flight_is_sent_again(server: OpenAIServer
     assert set(again).isdisjoint(kept)
     counts = Counter(seen.text for seen in server.requests)
     assert max(counts.values()) <= 2
-    assert sum(count == 2 for count in counts.values()) <= SLOTS
+    # What was in flight, and what came back in the last turn of the loop, which may have been cut off before its end.
+    assert sum(count == 2 for count in counts.values()) <= 2 * SLOTS
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
