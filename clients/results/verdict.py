@@ -12,7 +12,7 @@ _ADVICE = {
     "client-bound": "The client used a whole processor core: more shards would make it faster.",
     "cap-bound": "The limit set by --concurrency held it back: leave it out, or raise it.",
     "tail-bound": "It waited for a few long answers: a lower --max-tokens or earlier results (--lengths-from) help.",
-    "ramp-bound": "It was over before it had found out what the servers can do: nothing to change for so few rows.",
+    "ramp-bound": "It was over before it had found out what the servers can do: nothing to change in so short a run.",
     "waiting": "It waited for a server that was down or failing: look at the server's log.",
 }
 
