@@ -101,6 +101,9 @@ class RunView:
                 shard = self._shards.setdefault(event["shard"], _Shard(event["rows"]))
                 for field in ("done", "reused", "output_tokens", "in_flight", "outcomes"):
                     setattr(shard, field, event[field])
+            case "shard.settled":
+                shard = self._shards.setdefault(event["shard"], _Shard(event["rows"]))
+                shard.done, shard.reused = event["rows"], shard.reused or event["reused"]
             case "row.invalid":
                 self.note(f"  malformed row: {event['error']}")
             case "endpoint.waiting" | "endpoint.unreachable":
@@ -152,7 +155,7 @@ class RunView:
             "rows": rows,
             "done": done,
             "ok": outcomes[Outcome.OK],
-            "other": done - outcomes[Outcome.OK],
+            "other": outcomes.total() - outcomes[Outcome.OK],
             "rows_per_s": rows_per_s and round(rows_per_s, 3),
             "output_tokens_per_s": tokens_per_s and round(tokens_per_s, 1),
             "in_flight": sum(shard.in_flight for shard in shards),

@@ -77,7 +77,8 @@ def run_to_state(shard: Shard) -> Part:
     parts = Parts(shard.state, shard.job)
     part = parts.find(shard.shard)
     if part is not None and part.settled(shard.run):
-        emit(logger, "shard.settled", shard=shard.shard, rows=part.rows)
+        reused = 0 if part.run == shard.run else part.rows - part.missing
+        emit(logger, "shard.settled", shard=shard.shard, rows=part.rows, reused=reused)
         return part
     with contextlib.ExitStack() as stack:
         path = Path(_scratch(stack, "kllm-part-")) / "part.parquet"

@@ -176,6 +176,20 @@ def test_the_first_step_that_fails_gives_the_reason_and_the_exit_code() -> None:
     assert (view.failure, view.exit_code) == ("no key", 1)
 
 
+def test_a_shard_that_an_earlier_run_finished_counts_as_done_and_as_reused() -> None:
+    console = terminal(120)
+    with RunView(console) as view:
+        view.see(PLANNED)
+        view.see({"event": "shard.settled", "shard": 0, "rows": 500, "reused": 500})
+        view.see_and_show(progress(1, reused=30))
+        # A step that is tried again meets what it has done itself.
+        view.see_and_show({"event": "shard.settled", "shard": 1, "rows": 500, "reused": 0})
+        lines = [line for line in shown(console).splitlines() if line.strip()]
+    assert "600/1,000 rows · 97 ok, 3 other" in lines[-2]
+    assert "1,000/1,000 rows" in lines[-1]
+    assert view.reused == 530
+
+
 def test_events_nobody_knows_are_passed_over() -> None:
     view = RunView(plain())
     view.see({"event": "something.new", "x": 1})
