@@ -112,3 +112,64 @@ def test_every_row_is_handed_out_once_more_than_it_is_given_back(failures: list[
         return seen
 
     assert asyncio.run(run()) == [failed + 1 for failed in failures]
+
+
+async def set_aside(backlog: Backlog, *rows: Work) -> None:
+    for work in rows:
+        backlog.set_aside(work)
+
+
+async def test_rows_that_were_set_aside_come_last_one_first_and_then_more_at_once() -> None:
+    backlog = Backlog(iter(requests(9)))
+    suspects = [await taken(backlog) for _ in range(7)]
+    await set_aside(backlog, *suspects)
+    assert backlog.waiting == 7
+    others = [await taken(backlog), await taken(backlog)]
+    assert [work.request.row for work in others] == [7, 8]
+    backlog.finished()
+    assert backlog.take_now() is None, "another row is under way"
+    backlog.finished()
+    at_once = []
+    while backlog.waiting:
+        under_way = []
+        while (work := backlog.take_now()) is not None:
+            under_way.append(work.request.row)
+        at_once.append(under_way)
+        for _ in under_way:
+            backlog.finished()
+    assert at_once == [[0], [1, 2], [3, 4, 5, 6]]
+    assert await backlog.take() is None
+
+
+async def test_a_row_that_is_set_aside_twice_is_alone_whatever_else_waits() -> None:
+    backlog = Backlog(iter(requests(4)))
+    suspects = [await taken(backlog) for _ in range(4)]
+    await set_aside(backlog, *suspects)
+    assert await taken(backlog) is suspects[0]
+    backlog.finished()
+    pair = [await taken(backlog), await taken(backlog)]
+    await set_aside(backlog, *pair)
+    order = []
+    for _ in range(3):
+        order.append((await taken(backlog)).request.row)
+        assert backlog.take_now() is None
+        backlog.finished()
+    assert order == [3, 1, 2]
+
+
+async def test_a_row_that_is_alone_stays_so_when_it_is_tried_again() -> None:
+    backlog = Backlog(iter(requests(2)))
+    await set_aside(backlog, await taken(backlog), await taken(backlog))
+    first = await taken(backlog)
+    assert not first.is_alone
+    backlog.set_aside(first)
+    second = await taken(backlog)
+    backlog.finished()
+    assert await taken(backlog) is first
+    assert (first.is_alone, second.is_alone) == (True, False)
+    backlog.again(first, 0.05)
+    assert backlog.take_now() is None
+    assert await taken(backlog) is first
+    assert backlog.take_now() is None
+    backlog.finished()
+    assert await backlog.take() is None
