@@ -13,10 +13,6 @@ from clients.records import ChatRequest
 #: Most rows that were set aside and are under way at once.
 _MOST_ASIDE = 1024
 
-#: Seconds after which rows that were set aside no longer hold others back: what ends a server does so soon, as a rule,
-#: and an honest answer may take twenty minutes.
-_HARMLESS_S = 30.0
-
 
 @dataclasses.dataclass(slots=True)
 class Ending:
@@ -103,8 +99,7 @@ class Backlog:
         self._retries: list[tuple[float, int, Work]] = []
         self._aside: collections.deque[Work] = collections.deque()
         self._aside_at_once = 0  # before their time has come
-        self._from_aside: list[Work] = []
-        self._lone: Work | None = None  # the row that is under way alone
+        self._is_one_alone = False
         self._open = 0
         self.is_exhausted = False
         self._changed = asyncio.Event()
@@ -132,8 +127,9 @@ class Backlog:
             if not self._retries and not self._aside and not self._open:
                 return None
             self._changed.clear()
+            delay = self._retries[0][0] - asyncio.get_running_loop().time() if self._retries else None
             try:
-                async with asyncio.timeout_at(self._next_at):
+                async with asyncio.timeout(delay):
                     await self._changed.wait()
             except TimeoutError:
                 continue
@@ -148,8 +144,8 @@ class Backlog:
     def set_aside(self, work: Work) -> None:
         """Give a row back that may be what its server died of, to be handed out when nothing else is left to send.
 
-        Such rows go one at a time at first, then twice as many with each that comes back, or when all have been under
-        way for long. Those that are under way when a server dies again go alone from then on: another death costs more.
+        Such rows go one at a time at first, then twice as many with each that comes back. Those that are under way when
+        a server dies again go alone from then on: another death costs more than waiting for one another.
         """
         self._aside_at_once = min(1, self._aside_at_once)
         work.is_alone = work.is_aside  # from now on
@@ -164,7 +160,7 @@ class Backlog:
 
     def _give_back(self) -> None:
         self._open -= 1
-        self._lone = None
+        self._is_one_alone = False
         self._changed.set()
 
     def drop(self) -> list[Work]:
@@ -189,46 +185,22 @@ class Backlog:
     def _may_read(self) -> bool:
         return not self.is_exhausted and len(self._retries) < self._max_waiting
 
-    @property
-    def _next_at(self) -> float | None:
-        """When a row may be at hand although none comes back; None for never."""
-        if self._retries:
-            return self._retries[0][0]
-        return self._harmless_at if self._aside and self._aside_at_once else None
-
-    @property
-    def _harmless_at(self) -> float | None:
-        """When the rows that were set aside and are under way no longer hold others back; None before all are sent."""
-        self._from_aside = [work for work in self._from_aside if not (work.done or work.is_queued)]
-        if not self._from_aside or not all(work.flights for work in self._from_aside):
-            return None
-        return float(max(work.flights[0].started for work in self._from_aside) + _HARMLESS_S)
-
     def _due_retry(self) -> Work | None:
         if self._retries and self._retries[0][0] <= asyncio.get_running_loop().time():
             work = heapq.heappop(self._retries)[2]
-            work.is_queued, self._lone = False, work if work.is_alone else None
+            work.is_queued, self._is_one_alone = False, work.is_alone
             return work
         return None
 
     def _one_aside(self) -> Work | None:
-        if not self._aside or self._retries or not self.is_exhausted:
+        if not self._aside or self._is_one_alone or self._retries or not self.is_exhausted:
             return None
         if not self._open:
             self._aside_at_once = max(1, self._aside_at_once)
-        elif not self._aside_at_once:
-            return None
-        elif (due := self._harmless_at) is not None and asyncio.get_running_loop().time() >= due:
-            self._aside_at_once = min(2 * max(self._open, self._aside_at_once), _MOST_ASIDE)
-        elif self._lone is not None or self._aside[0].is_alone or self._open >= self._aside_at_once:
+        if self._open >= (1 if self._aside[0].is_alone else self._aside_at_once):
             return None
         work = self._aside.popleft()
-        self._from_aside.append(work)
-        if self._open:  # nobody is alone then
-            work.is_alone = False
-            if self._lone is not None:
-                self._lone.is_alone = False
-        work.is_queued, self._lone = False, work if work.is_alone else None
+        work.is_queued, self._is_one_alone = False, work.is_alone
         return work
 
     def _read(self) -> ChatRequest | None:

@@ -19,9 +19,6 @@ _ACCIDENTS = 1
 #: which others sent to it, too.
 _ENOUGH, _WITH_OTHERS = 3, 1
 
-#: Deaths that cost no attempt.
-_FORGIVEN = 6
-
 
 def note_fall(flight: Flight, error: ChatError, now: float) -> None:
     """Note that a row's request failed as those of a dying server do; whether it died shows later.
@@ -50,17 +47,15 @@ def _has_others(flight: Flight) -> bool:
 def is_suspect(work: Work) -> bool:
     """Tell whether a row that is to be sent again was under way when a server died, and not for the first time.
 
-    Its last attempt is given back to it, but not for ever: it was the server's failure, or is judged otherwise.
+    Its last attempt is given back to it: it was the server's failure, or is judged otherwise.
     """
     replica = work.fell_on
     if not isinstance(replica, Replica) or replica.died_at is None:
         return False
     if not work.fell_at - _DEAD_S <= replica.died_at <= work.fell_at + _DYING_S:
         return False
-    work.fell_on = None
+    work.fell_on, work.attempts = None, work.fell_attempts
     work.deaths += 1
-    if work.deaths <= _FORGIVEN:
-        work.attempts = work.fell_attempts
     work.blame += work.fell_blame
     return work.deaths > _ACCIDENTS
 

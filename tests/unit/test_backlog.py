@@ -1,8 +1,6 @@
 import asyncio
 from collections.abc import Iterator
-from types import SimpleNamespace
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -173,46 +171,5 @@ async def test_a_row_that_is_alone_stays_so_when_it_is_tried_again() -> None:
     assert backlog.take_now() is None
     assert await taken(backlog) is first
     assert backlog.take_now() is None
-    backlog.finished()
-    assert await backlog.take() is None
-
-
-def sent(work: Work | None) -> Work:
-    """A row that was handed out, as if its request were under way from now on."""
-    assert work is not None
-    work.flights.append(SimpleNamespace(started=asyncio.get_running_loop().time()))
-    return work
-
-
-async def test_rows_that_were_set_aside_do_not_wait_for_long_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.batch.backlog._HARMLESS_S", 0.1)
-    backlog = Backlog(iter(requests(7)))
-    await set_aside(backlog, *[await taken(backlog) for _ in range(7)])
-    first = await taken(backlog)
-    await asyncio.sleep(0.15)
-    assert backlog.take_now() is None, "it waits for its server, which is down"
-    sent(first)
-    assert backlog.take_now() is None
-    assert sent(await taken(backlog)).request.row == 1  # after a while
-    assert backlog.take_now() is None, "two at once"
-    assert sent(await taken(backlog)).request.row == 2
-    assert sent(backlog.take_now()).request.row == 3
-    assert backlog.take_now() is None, "four at once"
-    for _ in range(4):
-        backlog.finished()
-    assert backlog.take_now() is not None
-
-
-async def test_a_row_is_alone_only_as_long_as_nothing_else_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.batch.backlog._HARMLESS_S", 0.1)
-    backlog = Backlog(iter(requests(2)))
-    await set_aside(backlog, await taken(backlog), await taken(backlog))
-    for _ in range(2):
-        backlog.set_aside(await taken(backlog))
-    first = sent(await taken(backlog))
-    assert first.is_alone
-    second = sent(await taken(backlog))
-    assert (first.is_alone, second.is_alone) == (False, False)
-    backlog.finished()
     backlog.finished()
     assert await backlog.take() is None
