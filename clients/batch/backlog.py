@@ -49,9 +49,8 @@ class Work:
         fallback: What it ends with if nothing better comes: that answer, else its last failure.
         is_queued: Whether it waits for another attempt.
         fell_on: The replica on which its last request failed as those of a dying server do, at `loop.time()` `fell_at`,
-            when it had `fell_attempts`, with as much blame as `fell_blame` if that one died then.
+            when it had `fell_attempts`, and with `fell_alone` as the only request under way.
         deaths: How many deaths of a server it was under way at.
-        blame: How sure it is that it was what the server died of, see `clients.batch.suspects`.
         is_aside: Whether it is kept apart from other rows, see `Backlog.set_aside`.
         is_alone: Whether nothing else may be under way with it.
         done: Whether it has its outcome.
@@ -71,9 +70,8 @@ class Work:
     fell_on: Any = None
     fell_at: float = 0.0
     fell_attempts: int = 0
-    fell_blame: int = 0
+    fell_alone: bool = False
     deaths: int = 0
-    blame: int = 0
     is_aside: bool = False
     is_alone: bool = False
     done: bool = False

@@ -24,7 +24,7 @@ from clients.batch.progress import Progress
 from clients.batch.replica import Replica
 from clients.batch.retry import RetryPolicy
 from clients.batch.stream import streamed
-from clients.batch.suspects import is_suspect, is_to_blame, note_fall
+from clients.batch.suspects import is_suspect, note_fall
 from clients.batch.watch import Watch
 from clients.errors import ChatError, EndpointError, OverloadedError, RejectedError, TransientError, UnreachableError
 from clients.events import emit
@@ -203,13 +203,13 @@ class Engine:
         """Whether a row may be sent; one that may be what servers die of is set aside, or ends where that is sure."""
         if not is_suspect(work):
             return True
-        if is_to_blame(work) and work.fallback is not None:
+        if work.fell_alone and work.fallback is not None:
             work.attempts += 1
             told = work.fallback.fields
             if told["outcome"] is Outcome.FAILED:
                 told["error_message"] = (
-                    f"the server went down {work.deaths} times while it worked on this row; see its log before the row "
-                    f"is sent again ({told['error_message']})"
+                    f"the server went down {work.deaths} times while it worked on this row, the last time on nothing "
+                    f"else; see its log before the row is sent again ({told['error_message']})"
                 )
             self._end(work, backlog)
             return False
@@ -283,7 +283,7 @@ class Engine:
         free = (
             not await costs_an_attempt(flight, error, self._pool, self._flights) and work.free_failures < _FREE_FAILURES
         )
-        note_fall(flight, error, self._now())
+        note_fall(work, replica, error, self._now())
         self._refuse_key(replica, error)
         if isinstance(error, OverloadedError) and error.retry_after_s is not None:
             work.not_before = self._now() + error.retry_after_s

@@ -5,7 +5,6 @@ it the requests of all other rows; a model takes minutes to come back. So such r
 """
 
 from clients.batch.backlog import Work
-from clients.batch.flights import Flight
 from clients.batch.replica import Replica
 from clients.errors import ChatError, OverloadedError, UnreachableError
 
@@ -15,33 +14,20 @@ _DYING_S, _DEAD_S = 10.0, 1.0
 #: Deaths after which a row is set aside: once is an accident of the server's.
 _ACCIDENTS = 1
 
-#: Blame at which a row is given up: that of one death of a server that worked for nobody else, or of three deaths at
-#: which others sent to it, too.
-_ENOUGH, _WITH_OTHERS = 3, 1
 
-
-def note_fall(flight: Flight, error: ChatError, now: float) -> None:
+def note_fall(work: Work, replica: Replica, error: ChatError, now: float) -> None:
     """Note that a row's request failed as those of a dying server do; whether it died shows later.
 
     Args:
-        flight: The request.
+        work: The row.
+        replica: Where it was.
         error: What it failed with.
         now: `loop.time()`.
     """
     if isinstance(error, UnreachableError | OverloadedError):
         return
     if error.code == "connection" or error.code.startswith("http_5"):
-        work = flight.work
-        work.fell_on, work.fell_at, work.fell_attempts = flight.replica, now, work.attempts
-        work.fell_blame = 0 if not work.is_alone else _WITH_OTHERS if _has_others(flight) else _ENOUGH
-
-
-def _has_others(flight: Flight) -> bool:
-    """Whether the server worked for others, too, such as another shard, by what it said while it had the request."""
-    replica = flight.replica
-    if replica.load is None or replica.load_at < flight.started:
-        return False
-    return replica.load.most > 1
+        work.fell_on, work.fell_at, work.fell_attempts, work.fell_alone = replica, now, work.attempts, work.is_alone
 
 
 def is_suspect(work: Work) -> bool:
@@ -56,10 +42,4 @@ def is_suspect(work: Work) -> bool:
         return False
     work.fell_on, work.attempts = None, work.fell_attempts
     work.deaths += 1
-    work.blame += work.fell_blame
     return work.deaths > _ACCIDENTS
-
-
-def is_to_blame(work: Work) -> bool:
-    """Tell whether a suspect is so surely what its server died of that it is sent no more."""
-    return work.blame >= _ENOUGH

@@ -1,7 +1,6 @@
 """A row that ends the server which works on it: it costs a few restarts, and no other row anything."""
 
 import asyncio
-import concurrent.futures
 import json
 import subprocess
 import sys
@@ -41,15 +40,14 @@ class MortalServer(OpenAIServer):
 
         def fault(request: SeenRequest) -> None:
             if word in request.text:
-                after_s = float(request.text.rpartition(" after ")[2]) if " after " in request.text else 0.05
-                task = asyncio.get_running_loop().create_task(self._die(after_s))
+                task = asyncio.get_running_loop().create_task(self._die())
                 self._ending.add(task)
                 task.add_done_callback(self._ending.discard)
 
         self.faults = fault
 
-    async def _die(self, after_s: float) -> None:
-        await asyncio.sleep(after_s)
+    async def _die(self) -> None:
+        await asyncio.sleep(0.05)
         if self._runner is None or self._engine_died.is_set():
             return
         self.deaths += 1
@@ -117,13 +115,3 @@ def test_two_deadly_rows_are_both_found(server: MortalServer, tmp_path: Path) ->
     assert frame["outcome"].value_counts().to_dict() == {"ok": 58, "failed": 2}
     assert frame.loc[[3, 40], "outcome"].tolist() == ["failed", "failed"]
     assert server.deaths <= 9
-
-
-def test_another_client_s_deadly_row_costs_no_row_of_this_one(server: MortalServer, tmp_path: Path) -> None:
-    server.latency_s = 1.5
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        innocent = pool.submit(run, tmp_path / "innocent", server.url, [f"row {number}" for number in range(4)])
-        deadly = pool.submit(run, tmp_path / "deadly", server.url, ["poison after 1"])
-    assert deadly.result()[0]["outcome"].tolist() == ["failed"]
-    assert innocent.result()[0]["outcome"].unique().tolist() == ["ok"]
-    assert server.deaths <= 8
