@@ -1,7 +1,6 @@
 """What is still to be sent: rows that have not been tried, and rows that wait for another attempt."""
 
 import asyncio
-import collections
 import dataclasses
 import datetime as dt
 import heapq
@@ -9,9 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from clients.records import ChatRequest
-
-#: Most rows that were set aside and are under way at once.
-_MOST_ASIDE = 1024
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,11 +44,6 @@ class Work:
         had_second_chance: Whether an answer that was not `ok` was asked for once more.
         fallback: What it ends with if nothing better comes: that answer, else its last failure.
         is_queued: Whether it waits for another attempt.
-        fell_on: The replica on which its last request failed as those of a dying server do, at `loop.time()` `fell_at`,
-            when it had `fell_attempts`, and with `fell_alone` as the only request under way.
-        deaths: How many deaths of a server it was under way at.
-        is_aside: Whether it is kept apart from other rows, see `Backlog.set_aside`.
-        is_alone: Whether nothing else may be under way with it.
         done: Whether it has its outcome.
     """
 
@@ -67,18 +58,11 @@ class Work:
     had_second_chance: bool = False
     fallback: Ending | None = None
     is_queued: bool = False
-    fell_on: Any = None
-    fell_at: float = 0.0
-    fell_attempts: int = 0
-    fell_alone: bool = False
-    deaths: int = 0
-    is_aside: bool = False
-    is_alone: bool = False
     done: bool = False
 
 
 class Backlog:
-    """Hands out the next row: a retry that is due before a new row, rows set aside at the end, and nothing twice.
+    """Hands out the next row: a retry that is due before a new row, and nothing twice.
 
     New rows are read one at a time, and none while very many wait for another attempt, so an input of any size is never
     in memory, not even while the server refuses everything.
@@ -95,9 +79,6 @@ class Backlog:
         self._requests = requests
         self._max_waiting = max_waiting
         self._retries: list[tuple[float, int, Work]] = []
-        self._aside: collections.deque[Work] = collections.deque()
-        self._aside_at_once = 0  # before their time has come
-        self._is_one_alone = False
         self._open = 0
         self.is_exhausted = False
         self._changed = asyncio.Event()
@@ -108,8 +89,6 @@ class Backlog:
         if work is None and self._may_read:
             request = self._read()
             work = None if request is None else Work(request)
-        if work is None:
-            work = self._one_aside()
         if work is not None:
             self._open += 1
         return work
@@ -122,7 +101,7 @@ class Backlog:
             if self._may_read:
                 await asyncio.sleep(0)
                 continue
-            if not self._retries and not self._aside and not self._open:
+            if not self._retries and not self._open:
                 return None
             self._changed.clear()
             delay = self._retries[0][0] - asyncio.get_running_loop().time() if self._retries else None
@@ -137,35 +116,17 @@ class Backlog:
         work.is_queued = True
         due = max(asyncio.get_running_loop().time() + delay_s, work.not_before)
         heapq.heappush(self._retries, (due, work.request.row, work))
-        self._give_back()
-
-    def set_aside(self, work: Work) -> None:
-        """Give a row back that may be what its server died of, to be handed out when nothing else is left to send.
-
-        Such rows go one at a time at first, then twice as many with each that comes back. Those that are under way when
-        a server dies again go alone from then on: another death costs more than waiting for one another.
-        """
-        self._aside_at_once = min(1, self._aside_at_once)
-        work.is_alone = work.is_aside  # from now on
-        work.is_queued = work.is_aside = True
-        self._aside.append(work)
-        self._give_back()
+        self.finished()
 
     def finished(self) -> None:
-        """Say that a row that was handed out has ended."""
-        self._aside_at_once = min(2 * self._aside_at_once, _MOST_ASIDE)
-        self._give_back()
-
-    def _give_back(self) -> None:
+        """Say that a row that was handed out has ended, or was given back."""
         self._open -= 1
-        self._is_one_alone = False
         self._changed.set()
 
     def drop(self) -> list[Work]:
         """Take out every row that waits for another attempt."""
-        dropped = [*(work for _, _, work in self._retries), *self._aside]
+        dropped = [work for _, _, work in self._retries]
         self._retries.clear()
-        self._aside.clear()
         self._open += len(dropped)
         return dropped
 
@@ -177,7 +138,7 @@ class Backlog:
     @property
     def waiting(self) -> int:
         """Rows that wait for another attempt."""
-        return len(self._retries) + len(self._aside)
+        return len(self._retries)
 
     @property
     def _may_read(self) -> bool:
@@ -186,20 +147,9 @@ class Backlog:
     def _due_retry(self) -> Work | None:
         if self._retries and self._retries[0][0] <= asyncio.get_running_loop().time():
             work = heapq.heappop(self._retries)[2]
-            work.is_queued, self._is_one_alone = False, work.is_alone
+            work.is_queued = False
             return work
         return None
-
-    def _one_aside(self) -> Work | None:
-        if not self._aside or self._is_one_alone or self._retries or not self.is_exhausted:
-            return None
-        if not self._open:
-            self._aside_at_once = max(1, self._aside_at_once)
-        if self._open >= (1 if self._aside[0].is_alone else self._aside_at_once):
-            return None
-        work = self._aside.popleft()
-        work.is_queued, self._is_one_alone = False, work.is_alone
-        return work
 
     def _read(self) -> ChatRequest | None:
         try:

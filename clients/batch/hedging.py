@@ -105,7 +105,7 @@ class Rescue:
         }
         found: list[tuple[Flight, float]] = []
         for flight in self._flights.open:
-            if flight.work.flights[-1] is not flight or flight.is_unwanted or flight.work.is_aside:
+            if flight.work.flights[-1] is not flight or flight.is_unwanted:
                 continue
             doubled = min(_MOST_FLIGHTS, len(flight.work.flights)) - 1
             limit_s, connection = limits[flight.replica, doubled], flight.connection
