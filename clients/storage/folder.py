@@ -107,7 +107,7 @@ class Folder:
         if not isinstance(note, dict):
             raise StorageError(
                 f"{self.location}/{name} is damaged: {len(data or b'')} bytes that are no JSON object. "
-                f"Remove that file and run again: what the other files hold is kept"
+                "Restore it, or remove it and run again: the rows it stands for may then be answered anew"
             )
         return None if data is None else note
 

@@ -64,12 +64,8 @@ def test_each_row_ends_with_the_outcome_that_the_server_means(tmp_path: Path) ->
     assert by_id["plain"]["outcome"] in answered
     assert by_id["plain"]["prompt_tokens"] > 0
     assert len(json.loads(by_id["two choices"]["raw_response"])["choices"]) == 2
-    for name in ("too long", "too much", "no image model"):
-        assert (by_id[name]["outcome"], by_id[name]["error_code"], by_id[name]["attempts"]) == (
-            "rejected",
-            "http_400",
-            1,
-        )
+    for row in (by_id["too long"], by_id["too much"], by_id["no image model"]):
+        assert (row["outcome"], row["error_code"], row["attempts"]) == ("rejected", "http_400", 1)
     assert "maximum context length" in by_id["too long"]["error_message"]
     assert (by_id["another model"]["outcome"], by_id["another model"]["error_code"]) == ("failed", "http_404")
     structured = by_id["structured"]

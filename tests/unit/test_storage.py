@@ -88,7 +88,7 @@ def test_a_note_that_is_damaged_is_named_with_what_is_done_about_it(tmp_path: Pa
         folder.read_note("in/note.json")
     told = str(raised.value)
     assert told.startswith(f"{tmp_path}/in/note.json is damaged: {len(data)} bytes that are no JSON object. ")
-    assert "Remove that file and run again" in told
+    assert "Restore it, or remove it and run again" in told
 
 
 def test_a_finished_file_is_put_in_place_of_an_older_one(tmp_path: Path) -> None:
