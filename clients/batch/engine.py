@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +24,14 @@ from clients.batch.progress import Progress
 from clients.batch.replica import Replica
 from clients.batch.retry import RetryPolicy
 from clients.batch.stream import streamed
+from clients.batch.suspects import is_suspect, is_to_blame, note_fall
 from clients.batch.watch import Watch
 from clients.errors import ChatError, EndpointError, OverloadedError, RejectedError, TransientError, UnreachableError
+from clients.events import emit
 from clients.records import ChatRequest, ChatResult, Outcome
 from clients.tracing.tracer import NoTracer, Tracer
+
+logger = logging.getLogger(__name__)
 
 #: Refusals that say nothing about the row but what the endpoint has or allows just now (no credit, no such model, no
 #: such path): another attempt is useless, but a later run may fare better, so the row is `failed`, not `rejected`.
@@ -139,6 +144,8 @@ class Engine:
             work = await backlog.take()
             if work is None:
                 return
+            if not self._may_go(work, backlog):
+                continue
             self._held = work
             replica = await self._pool.acquire()
             if (next_work := self._take(backlog)) is not None:
@@ -185,7 +192,30 @@ class Engine:
 
     def _take(self, backlog: Backlog) -> Work | None:
         work, self._held = self._held, None
-        return work or backlog.take_now()
+        while work is None:
+            work = backlog.take_now()
+            if work is None or self._may_go(work, backlog):
+                break
+            work = None
+        return work
+
+    def _may_go(self, work: Work, backlog: Backlog) -> bool:
+        """Whether a row may be sent; one that may be what servers die of is set aside, or ends where that is sure."""
+        if not is_suspect(work):
+            return True
+        if is_to_blame(work) and work.fallback is not None:
+            work.attempts += 1
+            told = work.fallback.fields
+            if told["outcome"] is Outcome.FAILED:
+                told["error_message"] = (
+                    f"the server went down {work.deaths} times while it worked on this row; see its log before the row "
+                    f"is sent again ({told['error_message']})"
+                )
+            self._end(work, backlog)
+            return False
+        emit(logger, "row.set_aside", row=work.request.row, deaths=work.deaths)
+        backlog.set_aside(work)
+        return False
 
     async def _exchange(self, flight: Flight) -> dict[str, Any]:
         """Send the request, wait for its answer and read it."""
@@ -253,6 +283,7 @@ class Engine:
         free = (
             not await costs_an_attempt(flight, error, self._pool, self._flights) and work.free_failures < _FREE_FAILURES
         )
+        note_fall(flight, error, self._now())
         self._refuse_key(replica, error)
         if isinstance(error, OverloadedError) and error.retry_after_s is not None:
             work.not_before = self._now() + error.retry_after_s
@@ -262,7 +293,7 @@ class Engine:
             work.refusals += 1
         else:
             work.attempts += 1
-        if not work.had_second_chance:
+        if not work.had_second_chance and not (work.fallback and isinstance(error, UnreachableError)):
             work.fallback = self._failure(flight, error, latency_s)
         if work.done or work.is_queued or work.flights:  # another request for this row decides
             return

@@ -35,7 +35,7 @@ async def costs_an_attempt(flight: Flight, error: ChatError, pool: Pool, flights
     if isinstance(error, OverloadedError):
         works = replica.load is not None and replica.load.running > 0
         if replica.last_answer is None and not flights.any_answered and error.retry_after_s is None and not works:
-            pool.put_down(replica, f"it is not ready ({error.code.removeprefix('http_')})")
+            pool.put_down(replica, f"it is not ready ({error.code.removeprefix('http_')})", died=False)
             return False
         pool.report(replica, replica.controller.refused(replica.in_flight, now))
     else:
@@ -43,7 +43,7 @@ async def costs_an_attempt(flight: Flight, error: ChatError, pool: Pool, flights
     if error.code == "connection":
         return not await _is_going(replica, pool)
     if error.code.startswith("http_5") and replica.failed(flight.work.request.row, now):
-        pool.put_down(replica, f"it answers nothing but {error.code.removeprefix('http_')}", on_trial=True)
+        pool.put_down(replica, f"it answers nothing but {error.code.removeprefix('http_')}", on_trial=True, died=False)
         return False
     return True
 

@@ -147,17 +147,18 @@ class Pool:
             self.put_down(replica, str(error))
             raise
 
-    def put_down(self, replica: Replica, reason: str, *, on_trial: bool = False) -> None:
+    def put_down(self, replica: Replica, reason: str, *, on_trial: bool = False, died: bool = True) -> None:
         """Leave a replica alone until it shows that it is back.
 
         Args:
             replica: Which one.
             reason: For the log, and for the error when no replica is left.
             on_trial: Let it have one request at a time when it is back, until one is answered.
+            died: Its process is gone, and not just useless for now.
         """
         if replica.is_up:
             emit(logger, "replica.down", replica=str(replica.site), reason=reason)
-            replica.go_down(self._loop.time(), on_trial=on_trial)
+            replica.go_down(self._loop.time(), on_trial=on_trial, died=died)
         self._last_reason = reason
 
     async def is_alive(self, replica: Replica) -> bool:

@@ -34,6 +34,7 @@ class Replica:
         is_up: Whether it takes requests.
         on_trial: It is back from failing at everything; one request at a time until one is answered.
         down_since: When it went down.
+        died_at: When it last stopped to answer after it had begun to; None before the first time.
         is_retired: Its address is no longer among those of the endpoint.
         last_answer: When it last answered a request; None before the first time.
         load: The latest reading of its telemetry, taken at `load_at` with `load_in_flight` requests in flight.
@@ -44,6 +45,7 @@ class Replica:
         self.in_flight = 0
         self.is_up, self.on_trial, self.is_retired = True, False, False
         self.down_since = now
+        self.died_at: float | None = None
         self.last_answer: float | None = None
         self.load: Load | None = None
         self.load_at, self.load_in_flight = now, 0
@@ -117,9 +119,11 @@ class Replica:
         self._failed_rows.add(row)
         return self.on_trial or (len(self._failed_rows) >= _FAILING_ROWS and now - self._failing_since > _FAILING_S)
 
-    def go_down(self, now: float, *, on_trial: bool = False) -> None:
+    def go_down(self, now: float, *, on_trial: bool = False, died: bool = True) -> None:
         """Send nothing more until it shows that it is back."""
         self.is_up, self.down_since, self.on_trial = False, now, on_trial
+        if died:
+            self.died_at = now
         self._failed_rows.clear()
         self.changed.set()
 

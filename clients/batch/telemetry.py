@@ -26,6 +26,7 @@ class Load:
         kv_usage: Share of the KV cache in use, 0 to 1; None when it is not told.
         preemptions: Requests thrown out of the batch for want of KV cache, since the server started.
         identity: Differs between two processes; "" when they cannot be told apart.
+        most: Requests at one process, whoever sent them; where several were read, at the one that has most.
     """
 
     running: int
@@ -33,6 +34,7 @@ class Load:
     kv_usage: float | None = None
     preemptions: int = 0
     identity: str = ""
+    most: int = dataclasses.field(default=0, compare=False)
 
 
 def read_load(text: bytes) -> Load | None:
@@ -57,6 +59,7 @@ def read_load(text: bytes) -> Load | None:
         kv_usage=max(usage) if usage else None,
         preemptions=int(sum(_first(found, _PREEMPTIONS) or [0])),
         identity=identity,
+        most=int(sum(running) + sum(waiting)),
     )
 
 
@@ -74,7 +77,7 @@ def scaled(loads: list[Load], in_flight: int) -> Load | None:
         return Load(running=0, waiting=0)
     running = in_flight * sum(load.running for load in loads) / total
     least = min(load.waiting / max(1, load.running + load.waiting) for load in loads)
-    return Load(running=round(running), waiting=round(least * in_flight))
+    return Load(running=round(running), waiting=round(least * in_flight), most=max(load.most for load in loads))
 
 
 def _first(found: dict[str, list[float]], names: tuple[str, ...]) -> list[float] | None:
