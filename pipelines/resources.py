@@ -5,7 +5,7 @@ from kfp import dsl, kubernetes
 from clients.steps.secrets import ARTIFACT_STORE, MOUNT_ROOT
 
 #: Ask the two usual autoscalers to leave the node of a long step alone until the step has ended. A pod that one of them
-#: drains is deleted, and by Argo's usual policy a pod is tried again that failed, not one that was deleted.
+#: drains is deleted, and by Argo's own policy a pod is tried again that failed, not one that was deleted.
 #: Source: the FAQ of the Cluster Autoscaler, Karpenter's page on disruption, Argo's page on retries.
 _STAYS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 

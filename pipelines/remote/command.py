@@ -13,7 +13,7 @@ from rich.text import Text
 
 from clients.batch.arguments import RARE_GROUPS
 from clients.display import RunView, error_line
-from clients.errors import LLMInferenceError
+from clients.errors import LLMInferenceError, SettingsError
 from clients.events import log_to_stderr
 from clients.results import format as fmt
 from clients.steps.interrupts import InterruptedRunError, interruptible
@@ -29,7 +29,7 @@ from pipelines.remote.arguments import (
     package_name,
 )
 from pipelines.remote.connection import Connection
-from pipelines.remote.follow import Ending, Follower, give_up_hint, is_lost
+from pipelines.remote.follow import Ending, Follower, give_up_hint, is_lost, resume_hint
 from pipelines.remote.parameters import Package
 from pipelines.remote.resume import WITH_RUN, resumed
 from pipelines.remote.staging import described, staged
@@ -67,6 +67,8 @@ def main(arguments: list[str]) -> int:
 
 def _act(given: Given) -> None:
     options = given.options
+    if options.max_resumes < 0:
+        raise SettingsError(f"--max-resumes must be at least 0, found {options.max_resumes}")
     if options.dry_run and not options.resume:
         _print_plan(_plan(given, None))
         return
@@ -81,7 +83,7 @@ def _act(given: Given) -> None:
         return
     if options.follow:
         get_run(connection, options.follow)
-        _follow(connection, options.follow)
+        _conclude(connection, options.follow, _follow(connection, options.follow))
         return
     plan = _plan(given, connection)
     if options.dry_run:
@@ -91,7 +93,16 @@ def _act(given: Given) -> None:
     if options.no_wait:
         print(f"Follow it with: python -m pipelines.run {connection.flags()} --follow {run}")
         return
-    _follow(connection, run)
+    ending = _follow(connection, run)
+    for left in reversed(range(options.max_resumes)):
+        if not ending.pod_lost:
+            break
+        _say(f"{ending.cause}. What was answered is kept; going on in a new run, as --resume {run} does ({left} left)")
+        earlier = get_run(connection, run)
+        plan = _Plan(plan.package, resumed(earlier, plan.package, say=_say), earlier)
+        run = _submit(connection, given, plan)
+        ending = _follow(connection, run)
+    _conclude(connection, run, ending)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +180,7 @@ def _print_address(connection: Connection, run: str) -> None:
         )
 
 
-def _follow(connection: Connection, run: str) -> None:
+def _follow(connection: Connection, run: str) -> Ending:
     try:
         with interruptible(), RunView() as view:
             if not view.console.is_terminal:
@@ -183,8 +194,15 @@ def _follow(connection: Connection, run: str) -> None:
             _say(give_up_hint(connection, run))
         raise
     _print_summary(ending.summary)
+    return ending
+
+
+def _conclude(connection: Connection, run: str, ending: Ending) -> None:
+    """Say how the run that counts ended, and raise its error."""
     if ending.exit_code:
         _say(f"Page of the run: {connection.run_url(run)}")
+        if ending.pod_lost:
+            _say(resume_hint(connection, run))
         raise RunEndedError(ending)
     print(f"Succeeded. Report, metrics and results: {connection.run_url(run)}")
 
@@ -246,6 +264,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--follow", metavar="RUN", default="", help="follow a run that exists")
     one.add_argument("--terminate", metavar="RUN", default="", help="end a run")
+    what.add_argument(
+        "--max-resumes",
+        metavar="N",
+        type=int,
+        default=2,
+        help="times that it goes on by itself, in a new run, after a lost pod (default: 2)",
+    )
     what.add_argument("--no-wait", action="store_true", help="submit, print the run's page, and return")
     what.add_argument("--dry-run", action="store_true", help="check and print the arguments; send nothing")
     what.add_argument("--run-name", metavar="TEXT", default="", help="name of the run (default: prompts and time)")

@@ -24,6 +24,9 @@ _FIRST_POLL_S, _POLL_S, _LONGEST_POLL_S = 1.0, 4.0, 30.0
 #: A shard that fails is no failure of the run: what it left undone is the next step's.
 _SHARD = "run-shard"
 
+#: Exit code of a step that was told to end: SIGTERM, by an eviction or a drained node.
+_TOLD_TO_END = 143
+
 #: An API that stays away for longer than this is given up; the run goes on without us.
 _PATIENCE_S = 1800.0
 
@@ -43,12 +46,14 @@ class Ending:
         cause: Why it did not succeed, on one line; "" when it did.
         exit_code: 0 when it succeeded, else the failing step's.
         summary: Numbers that the merging step told; empty when they could not be read.
+        pod_lost: Whether it failed because a step's pod was ended from outside; a run that goes on with it may succeed.
     """
 
     state: str
     cause: str
     exit_code: int
     summary: Mapping[str, Any]
+    pod_lost: bool = False
 
 
 class Follower:
@@ -65,6 +70,7 @@ class Follower:
         self._logs = Logs(connection, run)
         self._steps: list[Step] = []
         self._told: set[str] = set()
+        self._began: set[str] = set()
         self._shown = ""
         self._causes: dict[str, tuple[str, int]] = {}
         self._summary: dict[str, Any] = {}
@@ -141,6 +147,8 @@ class Follower:
 
     def _see(self, event: Mapping[str, Any]) -> None:
         match event.get("event"):
+            case "step.started":
+                self._began.add(str(event.get("step") or ""))
             case "step.failed":
                 step = str(event.get("step") or "")
                 self._causes.setdefault(step, (str(event.get("error") or ""), int(event.get("exit_code") or 1)))
@@ -162,8 +170,9 @@ class Follower:
             return Ending(state, "", 0, self._summary)
         if state in ("CANCELED", "SKIPPED"):
             return Ending(state, f"the run was {'terminated' if state == 'CANCELED' else 'skipped'}", 1, self._summary)
-        cause, exit_code = self._cause(run, step_states(self._steps, details))
-        return Ending(state, cause, exit_code, self._summary)
+        failed = self._decisive(step_states(self._steps, details))
+        cause, exit_code = self._cause(run, failed)
+        return Ending(state, cause, exit_code, self._summary, pod_lost=any(map(self._lost_its_pod, failed)))
 
     def _last_words(self, pods: Sequence[Pod]) -> Iterator[dict[str, Any]]:
         """Events that were not read yet, of the pods that matter at the end: those that failed, and no shards."""
@@ -172,18 +181,31 @@ class Follower:
             yield from self._logs.new_events([pod for pod in pods if pod.state == "FAILED"])
             yield from self._logs.new_events([pod for pod in pods if many[pod.step.task] == 1])
 
-    def _cause(self, run: Mapping[str, Any], states: Sequence[StepState]) -> tuple[str, int]:
-        """Why it failed: the failed step's own words, else Kubeflow's."""
+    def _decisive(self, states: Sequence[StepState]) -> list[StepState]:
+        """The failed steps that the run failed of: not the shards, when a later step had its own reason."""
         failed = [state for state in states if state.state == "FAILED" or state.counts.get("FAILED")]
         if decisive := [state for state in failed if state.step.task != _SHARD]:
-            failed = decisive
-            self._causes.pop(_SHARD.replace("-", "_"), None)
+            self._causes.pop(_event_name(_SHARD), None)
+            return decisive
+        return failed
+
+    def _lost_its_pod(self, state: StepState) -> bool:
+        """Whether a failed step's pod had begun and went without a reason of its own."""
+        step = _event_name(state.step.task)
+        _, exit_code = self._causes.get(step, ("", _TOLD_TO_END))
+        return step in self._began and exit_code == _TOLD_TO_END
+
+    def _cause(self, run: Mapping[str, Any], failed: Sequence[StepState]) -> tuple[str, int]:
+        """Why it failed: the failed step's own words, else Kubeflow's."""
+        said = " ".join(str((run.get("error") or {}).get("message") or "").split())
         for state in failed:
-            if found := self._causes.get(state.step.task.replace("-", "_")):
+            if self._lost_its_pod(state):
+                why = f" ({state.error or said})" if state.error or said else ""
+                return f"{state.step.title} lost its pod{why}: evicted, drained, or out of memory", 1
+            if found := self._causes.get(_event_name(state.step.task)):
                 return f"{state.step.title}: {found[0]}", found[1]
         for error, exit_code in self._causes.values():
             return error, exit_code
-        said = " ".join(str((run.get("error") or {}).get("message") or "").split())
         if failed:
             error = failed[0].error or said or "it did not say why, or its log cannot be read from here"
             return f"{failed[0].step.title} failed: {error}", 1
@@ -209,6 +231,16 @@ def give_up_hint(connection: Connection, run: str) -> str:
 def is_lost(error: RemoteError) -> bool:
     """Whether an error while following says nothing about the run itself."""
     return isinstance(error, AccessError) or error.transient
+
+
+def resume_hint(connection: Connection, run: str) -> str:
+    """How to go on with what a run that failed left undone."""
+    return f"Go on with what is missing: python -m pipelines.run {connection.flags()} --resume {run}"
+
+
+def _event_name(task: str) -> str:
+    """A step's name in its events."""
+    return task.replace("-", "_")
 
 
 def _see_rows(view: RunView, event: Mapping[str, Any]) -> None:

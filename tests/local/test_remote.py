@@ -437,6 +437,79 @@ class TestResume:
         assert first_step(folder, "another", {**one, "run_date": day}).state != first.state  # --fresh, had it stayed
 
 
+STARTED = {"event": "step.started", "step": "run_shard"}
+TOLD_TO_END = {"event": "step.failed", "step": "run_shard", "error": "interrupted; rows are kept", "exit_code": 143}
+
+
+def lost(*last_words: dict[str, Any]) -> list[Frame]:
+    """A run of which the second shard is ended from outside, its log gone or with these last words."""
+    begun = Frame(steps=AT_WORK.steps, logs={**LOGS, "run-shard#0": [STARTED], "run-shard#1": [STARTED]})
+    logs = {**LOGS, "run-shard#0": [STARTED], **({"run-shard#1": [STARTED, *last_words]} if last_words else {})}
+    return [begun, Frame(state="FAILED", steps={**DONE, "run-shard": ["SUCCEEDED", "FAILED"]}, logs=logs)]
+
+
+class TestLostPods:
+    @pytest.mark.parametrize("last_words", [(), (TOLD_TO_END,)])
+    def test_a_run_that_lost_a_pod_is_gone_on_with(
+        self, api: KfpApi, folder: Path, last_words: tuple[dict[str, Any], ...]
+    ) -> None:
+        api.store.script = lambda body: GOOD if is_resumed(body) else lost(*last_words)
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, "--fresh", "--shards", "2")
+        assert done.returncode == 0, done.stderr
+        first, second = api.store.runs
+        assert "Run shard lost its pod: evicted, drained, or out of memory. What was answered is kept" in done.stderr
+        assert f"as --resume {first} does (1 left)" in done.stderr
+        one, two = (parameters_of(body, api) for body in api.sent("POST", RUNS))
+        date = api.store.runs[first].body["created_at"][:10]
+        assert two == one | {"run_date": date, "options": {"resumes": first}}
+        assert done.stdout.splitlines()[-1].endswith(second)
+
+    def test_it_is_given_up_at_last_and_told_how_to_go_on(self, api: KfpApi, folder: Path) -> None:
+        api.store.script = lambda _: lost(TOLD_TO_END)
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL, "--max-resumes", "1")
+        assert done.returncode == 1
+        first, second = api.store.runs
+        assert done.stderr.count("going on in a new run") == 1
+        hint = f"Go on with what is missing: python -m pipelines.run --host {api.host} --resume {second}"
+        assert done.stderr.splitlines()[-2:] == [
+            hint,
+            "error: Run shard lost its pod: evicted, drained, or out of memory",
+        ]
+        done = run(folder, "--host", api.host, "--follow", first)
+        assert (done.returncode, len(api.store.runs)) == (1, 2)
+        assert f"--resume {first}" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("state", "step", "words"),
+        [
+            ("FAILED", "run_shard", {"error": "the disk is full", "exit_code": 1}),
+            ("FAILED", "gate", {"error": "9 of 30 rows went wrong", "exit_code": 1}),
+            ("CANCELED", "run_shard", {"error": "interrupted", "exit_code": 143}),
+        ],
+    )
+    def test_a_run_that_failed_for_its_own_reason_is_not_begun_again(
+        self, api: KfpApi, folder: Path, state: str, step: str, words: dict[str, Any]
+    ) -> None:
+        task = step.replace("_", "-")
+        failed = [{"event": "step.started", "step": step}, {"event": "step.failed", "step": step, **words}]
+        steps = {**DONE, "run-shard": "SUCCEEDED", task: state}
+        api.store.script = lambda _: [AT_WORK, Frame(state=state, steps=steps, logs={**LOGS, task: failed})]
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
+        assert (done.returncode, len(api.store.runs)) == (1, 1)
+        assert "--resume" not in done.stderr
+
+    def test_a_pod_that_never_began_is_not_a_lost_one(self, api: KfpApi, folder: Path) -> None:
+        ended = Frame(state="FAILED", steps={**DONE, "run-shard": "FAILED"}, errors={"run-shard": "ErrImagePull"})
+        api.store.script = lambda _: [ended]
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
+        assert (done.returncode, len(api.store.runs)) == (1, 1)
+        assert done.stderr.splitlines()[-1] == "error: Run shard failed: ErrImagePull"
+
+
+def is_resumed(body: dict[str, Any]) -> bool:
+    return "resumes" in body["runtime_config"]["parameters"]["options"]
+
+
 def first_step(folder: Path, run_id: str, arguments: dict[str, Any]) -> Start:
     checked = folder / f"checked-{run_id}"
     check_prompts(
