@@ -47,7 +47,7 @@ _ON_KUBEFLOW = ("--host", "--resume", "--follow", "--terminate", "--no-wait")
 #: Flags of such a run that make no sense without it.
 _OF_KUBEFLOW = (
     *("--set", "--volume", "--staging", "--state", "--image", "--reuse", "--namespace", "--token-file", "--ca-file"),
-    *("--experiment", "--run-name", "--service-account", "--pipeline-root"),
+    *("--experiment", "--run-name", "--service-account", "--pipeline-root", "--max-resumes"),
 )
 
 #: A disk with less space than this is taken for full.
