@@ -181,6 +181,7 @@ def _list(words: list[str]) -> None:
 
 
 def _show(words: list[str]) -> None:
+    from pipelines.remote.follow import resume_hint
     from pipelines.remote.recurring import runs_of, schedule
 
     connection, options = _connected("show", "One schedule: arguments, next and last runs.", words)
@@ -198,6 +199,8 @@ def _show(words: list[str]) -> None:
     print("Last runs:" if runs else "No run yet.")
     for run in runs:
         print(f"  {str(run.get('created_at'))[:19].replace('T', ' ')} UTC  {run.get('state')}  {run['run_id']}")
+    if runs and runs[0].get("state") == "FAILED":
+        print(resume_hint(connection, str(runs[0]["run_id"])))
 
 
 def _pause(words: list[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from clients.prompts.start import date_of
 from pipelines.remote.parameters import Package
 from tests.local.test_remote import environment
-from tests.servers.kfp_api import KfpApi, Store
+from tests.servers.kfp_api import Frame, KfpApi, Store
 
 JOB = ("--prompts", "s3://b/{date}/p.jsonl", "--output", "s3://b/{date}/out", "--url", "http://vllm.ml/v1")
 YESTERYEAR = dt.datetime(2001, 2, 3, tzinfo=dt.UTC)
@@ -99,6 +99,18 @@ def test_a_schedule_lives_its_life(api: KfpApi) -> None:
     assert "its runs stay" in schedule("delete", "nightly", host=host)
     assert api.store.recurring == {}
     assert "there is no schedule 'nightly'. There is none yet." in schedule("show", "nightly", host=host, code=2)
+
+
+def test_a_schedule_whose_last_run_failed_says_how_to_go_on_with_it(api: KfpApi) -> None:
+    api.store.script = lambda _: [Frame(state="FAILED")]
+    schedule("create", *NIGHTLY, *JOB, host=api.host)
+    (made,) = api.store.recurring
+    failed = api.store.fire(made)
+    hint = f"python -m pipelines.run --host {api.host} --resume {failed}"
+    assert hint in schedule("show", "nightly", host=api.host)
+    api.store.script = lambda _: [Frame(state="SUCCEEDED")]
+    api.store.fire(made)
+    assert "--resume" not in schedule("show", "nightly", host=api.host)
 
 
 def test_a_dry_run_prints_the_next_runs_and_sends_nothing() -> None:
