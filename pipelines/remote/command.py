@@ -97,7 +97,7 @@ def _act(given: Given) -> None:
     for left in reversed(range(options.max_resumes)):
         if not ending.pod_lost:
             break
-        _say(f"{ending.cause}. What was answered is kept; going on in a new run, as --resume {run} does ({left} left)")
+        _say(f"{ending.cause}. Going on with what is missing in a new run, as --resume {run} does ({left} left)")
         earlier = get_run(connection, run)
         plan = _Plan(plan.package, resumed(earlier, plan.package, say=_say), earlier)
         run = _submit(connection, given, plan)
