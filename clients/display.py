@@ -210,6 +210,32 @@ def print_summary(
         reused: Rows whose answer an earlier run had.
     """
     console = console or Console(highlight=False)
+    print_numbers(summary, console, reused=reused)
+    console.print()
+    all_ok = summary["outcomes"][Outcome.OK] == summary["rows"]
+    for name, what in _FILES:
+        if (folder / name).exists() and not (all_ok and name == _REJECTS):
+            console.print(Text(f"{what:<10}{folder / name}"), soft_wrap=True)
+    if batch_output is not None:
+        console.print(Text(f"{'Batch':<10}{batch_output}"), soft_wrap=True)
+    console.print()
+    path = json.dumps(str(folder / "results.parquet"), ensure_ascii=False)
+    columns = '["outcome", "content"]'
+    read = f"import pandas; print(pandas.read_parquet({path}, columns={columns}))"
+    console.print(
+        Text(f"Next: open the report in a browser, or look at the answers:\n  {_python()} -c {shlex.quote(read)}"),
+        soft_wrap=True,
+    )
+
+
+def print_numbers(summary: "Summary", console: Console, *, reused: int = 0) -> None:
+    """Print how the run went: its outcomes, its pace, and how it compares with the run before.
+
+    Args:
+        summary: What stands in summary.json; the examples and the histograms may be missing.
+        console: Where to.
+        reused: Rows whose answer an earlier run had.
+    """
     facts = [fmt.counted(summary["rows"], "row"), fmt.duration(summary["duration_s"])]
     if summary["rows_per_s"]:
         facts.append(fmt.rate(summary["rows_per_s"], "rows"))
@@ -235,21 +261,6 @@ def print_summary(
         console.print(Text(beside), soft_wrap=True)
     if summary["verdict"]:
         console.print(Text(summary["verdict"]["advice"], style="dim"), soft_wrap=True)
-    console.print()
-    all_ok = summary["outcomes"][Outcome.OK] == summary["rows"]
-    for name, what in _FILES:
-        if (folder / name).exists() and not (all_ok and name == _REJECTS):
-            console.print(Text(f"{what:<10}{folder / name}"), soft_wrap=True)
-    if batch_output is not None:
-        console.print(Text(f"{'Batch':<10}{batch_output}"), soft_wrap=True)
-    console.print()
-    path = json.dumps(str(folder / "results.parquet"), ensure_ascii=False)
-    columns = '["outcome", "content"]'
-    read = f"import pandas; print(pandas.read_parquet({path}, columns={columns}))"
-    console.print(
-        Text(f"Next: open the report in a browser, or look at the answers:\n  {_python()} -c {shlex.quote(read)}"),
-        soft_wrap=True,
-    )
 
 
 def _python() -> str:

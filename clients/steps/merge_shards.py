@@ -34,6 +34,12 @@ _TITLE = "Batch inference"
 #: Beyond so many bytes results are a dataset of several files: one file would have to fit on the pod's disk.
 _ONE_FILE_BYTES = 4 << 30
 
+#: What who follows a run is told of its summary.
+_TOLD = (
+    *("rows", "outcomes", "duration_s", "rows_per_s", "completion_tokens", "output_tokens_per_s", "joined", "traces"),
+    *("gpu_seconds_held", "gpu_seconds_used", "stopped_early", "verdict", "comparison"),
+)
+
 _PART = re.compile(r"part-\d{5}\.parquet")
 
 
@@ -118,7 +124,7 @@ def merge_shards(
             finished.settle(is_good=is_good, baseline=baseline, now=time.time())
         if is_good:
             keep_baseline(start, baseline, now=time.time())
-        emit(logger, "results.merged", **_told(summary))
+        emit(logger, "results.merged", **_told(summary, location))
     return Merged(json.dumps(_brief(summary)), _scalars(summary), facts, reject_facts)
 
 
@@ -197,10 +203,9 @@ def _brief(summary: Summary) -> dict[str, Any]:
     return found
 
 
-def _told(summary: Summary) -> dict[str, Any]:
-    """What who follows the run is told when it has ended."""
-    found: dict[str, Any] = {name: summary[name] for name in ("rows", "duration_s", "rows_per_s", "completion_tokens")}
-    return {**found, "outcomes": {word: number for word, number in summary["outcomes"].items() if number}}
+def _told(summary: Summary, location: str) -> dict[str, Any]:
+    """What who follows the run is told when it has ended: the summary but for its examples and its histograms."""
+    return {name: value for name, value in summary.items() if name in _TOLD} | {"location": location}
 
 
 def _scalars(summary: Summary) -> dict[str, float]:

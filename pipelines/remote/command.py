@@ -6,16 +6,17 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.text import Text
 
 from clients.batch.arguments import RARE_GROUPS
-from clients.display import RunView, error_line
+from clients.display import RunView, error_line, print_numbers
 from clients.errors import LLMInferenceError, SettingsError
 from clients.events import log_to_stderr
-from clients.results import format as fmt
+from clients.records import Outcome
+from clients.results.summary import Summary
 from clients.steps.interrupts import InterruptedRunError, interruptible
 from clients.wide_help import HelpParser
 from pipelines.remote.api import RemoteError
@@ -193,7 +194,7 @@ def _follow(connection: Connection, run: str) -> Ending:
         if is_lost(error):
             _say(give_up_hint(connection, run))
         raise
-    _print_summary(ending.summary)
+    _print_summary(ending.summary, reused=view.reused)
     return ending
 
 
@@ -215,20 +216,16 @@ class _StoppedError(LLMInferenceError):
         self.exit_code = exit_code
 
 
-def _print_summary(summary: Mapping[str, Any]) -> None:
-    """The numbers that the merging step told, by the words of summary.json."""
-    if not summary.get("rows"):
+def _print_summary(told: Mapping[str, Any], *, reused: int) -> None:
+    """What the merging step told of its summary, as after a run on this machine; other versions tell less."""
+    if not told.get("rows"):
         return
-    facts = [fmt.counted(int(summary["rows"]), "row")]
-    outcomes = summary.get("outcomes") or {}
-    facts += [f"{word} {fmt.count(number)}" for word, number in outcomes.items() if number]
-    if summary.get("duration_s"):
-        facts.append(fmt.duration(summary["duration_s"]))
-    if summary.get("rows_per_s"):
-        facts.append(fmt.rate(summary["rows_per_s"], "rows"))
-    if summary.get("completion_tokens"):
-        facts.append(fmt.counted(int(summary["completion_tokens"]), "output token"))
-    print(" · ".join(facts))
+    outcomes = dict.fromkeys(Outcome, 0) | dict(told.get("outcomes") or {})
+    summary = {**dict.fromkeys(Summary.__annotations__), "completion_tokens": 0, **told, "outcomes": outcomes}
+    print_numbers(cast("Summary", summary), Console(highlight=False), reused=reused)
+    print()
+    if location := told.get("location"):
+        print(f"Results: {location}")
 
 
 def _print_plan(plan: _Plan) -> None:

@@ -62,7 +62,9 @@ def test_each_run_is_put_beside_the_last_one_that_passed(tmp_path: Path, server:
     assert merged["completion_tokens"] > 0
     assert merged["rows_per_s"] > 0
     assert merged["duration_s"] > 0
-    assert (merged["rows"], merged["outcomes"]) == (20, {"ok": 20})
+    assert (merged["rows"], merged["outcomes"]["ok"], sum(merged["outcomes"].values())) == (20, 20, 20)
+    assert {"traces", "verdict", "stopped_early", "gpu_seconds_held", "joined", "location"} <= set(merged)
+    assert not {"not_ok", "slowest", "settings"} & set(merged), "texts of rows are for no log"
 
     write(tmp_path, good=20, wrong=10)
     for begun_anew in ((), ("--fresh",)):

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from clients.prompts.start import Start
+from clients.records import Outcome
+from clients.results.advice import ADVICE
 from clients.steps.check_prompts import check_prompts
 from pipelines.remote.parameters import Package
 from pipelines.volumes import Volume, volumes_of
@@ -116,9 +118,12 @@ class TestSubmission:
         assert body["pipeline_spec"] == Package.named("batch_client").spec
         assert "exec-run-shard" in json.dumps(body["pipeline_spec"]["platform_spec"])
         (run_id,) = api.store.runs
-        assert done.stdout.splitlines() == [
+        assert [line.rstrip() for line in done.stdout.splitlines() if line] == [
             f"{api.host}/#/runs/details/{run_id}",
-            "30 rows · ok 29 · rejected 1 · 12 s",
+            "Outcome    Rows    Share",
+            "ok           29   96.7 %",
+            f"rejected      1    3.3 %   {ADVICE[Outcome.REJECTED]}",
+            "30 rows · 12 s · 0 output tokens",
             f"Succeeded. Report, metrics and results: {api.host}/#/runs/details/{run_id}",
         ]
         assert "30 rows checked" in done.stderr
@@ -257,6 +262,40 @@ class TestSubmission:
 
 
 class TestFollowing:
+    def test_the_summary_is_that_of_a_run_on_this_machine(self, api: KfpApi, folder: Path) -> None:
+        advice = "The servers' batches were full: more replicas or GPUs would make it faster."
+        told = MERGED | {
+            "rows_per_s": 2.5,
+            "completion_tokens": 4100,
+            "output_tokens_per_s": 341.7,
+            "joined": 3,
+            "gpu_seconds_held": 7200.0,
+            "gpu_seconds_used": 3600.0,
+            "traces": {"exported": 27, "spooled": 3},
+            "verdict": {"kind": "server-bound", "advice": advice, "seconds": {}},
+            "location": "s3://b/out/results.parquet",
+        }
+        reused = {**progress(0, 20, 20), "reused": 12}
+        ended = Frame(
+            state="SUCCEEDED",
+            steps={**ENDED, "gate": "SUCCEEDED"},
+            logs={**LOGS, "run-shard#0": [reused], "merge-shards": [told]},
+        )
+        at_work = Frame(steps=AT_WORK.steps, logs={**AT_WORK.logs, "run-shard#0": [reused]})
+        api.store.script = lambda _: [at_work, at_work, ended]
+        done = run(folder, "--prompts", "p.jsonl", "--host", api.host, *URL)
+        assert done.returncode == 0, done.stderr
+        numbers, *others = [line for line in done.stdout.splitlines() if line][4:-1]
+        assert numbers.startswith("30 rows · 12 s · 2.50 rows/s · 4,100 output tokens · 342 tokens/s · 3 rows answered")
+        assert numbers.endswith(
+            "2.00 GPU hours held, 50.0 % of it with requests · 27 traces in Langfuse, 3 kept for later"
+        )
+        assert others == [
+            "12 rows had an answer before and were not sent again.",
+            advice,
+            "Results: s3://b/out/results.parquet",
+        ]
+
     @pytest.mark.parametrize("way", ["pages", "api"])
     @pytest.mark.parametrize("names", [True, False])
     def test_a_failing_step_says_why(self, api: KfpApi, folder: Path, way: str, names: bool) -> None:
