@@ -205,6 +205,8 @@ class Api:
         host = self.access.host
         cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason else error
         if isinstance(cause, urllib3.exceptions.SSLError):
+            if "WRONG_VERSION_NUMBER" in str(cause) or "RECORD_LAYER_FAILURE" in str(cause):
+                return AccessError(f"{host} speaks no TLS. Write --host http{host.removeprefix('https')}")
             return AccessError(
                 f"the certificate of {host} is not trusted ({_short(cause)}). Give the file of the authority that "
                 "signed it: --ca-file ca.crt"
@@ -278,7 +280,9 @@ def _certificates(access: Access) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=str(access.ca_file) if access.ca_file else None)
     except (ssl.SSLError, OSError) as error:
-        raise SettingsError(f"--ca-file {access.ca_file}: {error}. It must hold certificates in PEM form.") from error
+        raise SettingsError(
+            f"--ca-file {access.ca_file}: {_short(error)}. It must hold certificates in PEM form."
+        ) from error
 
 
 def _message(data: bytes) -> str:

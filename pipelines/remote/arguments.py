@@ -202,7 +202,8 @@ def check_job(given: Given, package: Package, earlier: dict[str, Any]) -> dict[s
     """
     found = job_arguments(given, package, earlier)
     package.check(found | ({"prompts": ""} if given.options.prompts else {}))
-    check_values(found, package)
+    prompts = given.options.prompts
+    check_values(found | ({"prompts": prompts} if ":/" in prompts else {}), package)
     return found
 
 

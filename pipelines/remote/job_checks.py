@@ -1,9 +1,11 @@
 """What can be known to be wrong with a job before a file is uploaded, a server asked, or a pod started."""
 
 import datetime as dt
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from clients.batch.options import RunOptions
 from clients.errors import SettingsError
@@ -20,6 +22,9 @@ _LEAST = {"shards": 1, "concurrency": 0, "server_wait_s": 0, "replicas": 0, "gpu
 
 #: Parameters with a few words to choose from.
 _CHOICES: Mapping[str, tuple[str, ...]] = {"after_run": AFTER_RUN_CHOICES, "profile": tuple(PROFILES)}
+
+#: Words in braces that `prompts` and `output` may have, see `clients.prompts.start`; any other stays as it is.
+_MACROS = ("date", "yesterday", "run")
 
 #: Names that Kubeflow itself gives volumes of a pod.
 _VOLUMES_OF_KUBEFLOW = ("kfp-launcher", "gcs-scratch", "s3-scratch", "minio-scratch")
@@ -49,6 +54,8 @@ def check_values(arguments: Mapping[str, Any], package: Package) -> None:
         raise SettingsError(f"endpoint_url: {host} is each pod itself there. Give the endpoint's name in the cluster")
     for name in ("prompts", "output", "state"):
         _check_path(name, str(arguments.get(name, "")), package)
+    for name in ("prompts", "output"):
+        _check_macros(name, str(arguments.get(name, "")))
     _check_path("lengths_from", options.lengths_from, package)
     _check_secrets(arguments, package)
 
@@ -59,13 +66,28 @@ def own_machine(url: str) -> str:
 
 
 def _check_path(name: str, value: str, package: Package) -> None:
-    if not value or is_uri(value) or value.startswith("inline:") or any(one.holds(value) for one in package.volumes):
+    if not value or value.startswith("inline:") or any(one.holds(value) for one in package.volumes):
         return
+    if is_uri(value):
+        if name == "prompts" and not urlsplit(value).path.strip("/"):
+            raise SettingsError(
+                f"prompts is {value}, which names no file. Give one in it: {value.rstrip('/')}/prompts.jsonl"
+            )
+        return
+    if re.match(r"[a-z0-9]+:/", value):
+        raise SettingsError(f"{name} is {value}, no address. Did you mean {value.replace(':/', '://', 1)}?")
     mounted = ", ".join(volume.folder for volume in package.volumes) or "none"
     raise SettingsError(
         f"{name} is {value}, which no pod can see (volumes: {mounted}). Give an address such as s3://bucket/{name}, or "
         "a path in a volume: --volume CLAIM:FOLDER"
     )
+
+
+def _check_macros(name: str, value: str) -> None:
+    """Refuse what is all but a macro: nobody has a folder of that name, and the run would look for it at night."""
+    for word in re.findall(r"\{(\w+)\}", "" if value.startswith("inline:") else value):
+        if word not in _MACROS and (meant := difflib.get_close_matches(word.lower(), _MACROS, 1)):
+            raise SettingsError(f"{name} has {{{word}}}, which nothing stands for. Did you mean {{{meant[0]}}}?")
 
 
 def _check_secrets(arguments: Mapping[str, Any], package: Package) -> None:

@@ -33,6 +33,10 @@ WITH_DATA = CLIENT.mounting((Volume("shared-data", "/data"),))
         ({"output": "/results/x"}, "output is /results/x, which no pod can see (volumes: none)"),
         ({"state": "relative"}, "state is relative, which no pod can see"),
         ({"prompts": "p.jsonl"}, "prompts is p.jsonl, which no pod can see"),
+        ({"prompts": "s3://bucket/"}, "names no file. Give one in it: s3://bucket/prompts.jsonl"),
+        ({"prompts": "s3:/bucket/p"}, "prompts is s3:/bucket/p, no address. Did you mean s3://bucket/p?"),
+        ({"prompts": "s3://b/{Dates}/p"}, "prompts has {Dates}, which nothing stands for. Did you mean {date}?"),
+        ({"output": "s3://b/{yesteday}"}, "Did you mean {yesterday}?"),
         ({"options": {"lengths_from": "/earlier"}}, "lengths_from is /earlier, which no pod can see"),
     ],
 )
@@ -44,6 +48,7 @@ def test_values_with_which_a_run_would_fail_are_refused(arguments: dict[str, Any
 
 def test_paths_in_a_volume_pass_and_those_beside_it_do_not() -> None:
     check_values({"prompts": "/data/p.jsonl", "output": "/data/{date}", "state": "/data/state"}, WITH_DATA)
+    check_values({"prompts": "s3://b/{date}/{model}.jsonl", "output": "s3://b/{yesterday}/{run}"}, WITH_DATA)
     with pytest.raises(SettingsError, match=r"/dat/x, which no pod can see \(volumes: /data\)"):
         check_values({"output": "/dat/x"}, WITH_DATA)
 

@@ -14,7 +14,7 @@ import pytest
 
 from clients.errors import SettingsError
 from pipelines.cron import Cron
-from pipelines.remote.api import Api, RemoteError
+from pipelines.remote.api import AccessError, Api, RemoteError
 from pipelines.remote.connection import Connection
 from pipelines.remote.parameters import Package
 from pipelines.remote.recurring import Wanted, put
@@ -175,6 +175,11 @@ class TestAccess:
             assert "--ca-file ca.crt" in refusal(api)
         with pytest.raises(SettingsError, match="certificates in PEM form"):
             Api(Access(host="https://localhost", ca_file=key))
+
+    def test_https_where_only_http_is_spoken(self, api: KfpApi) -> None:
+        with pytest.raises(AccessError) as caught:
+            Api(Access(host=f"https://localhost:{api.port}")).get("/", patient=False)
+        assert f"speaks no TLS. Write --host http://localhost:{api.port}" in str(caught.value)
 
     def test_an_address_that_moved_to_https(self, api: KfpApi) -> None:
         api.token, api.login = "right", 301
