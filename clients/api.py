@@ -58,6 +58,11 @@ class BatchResult:
     output: Path
     summary: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        """One line, which is what a notebook shows of it."""
+        outcomes = ", ".join(f"{number:,} {word}" for word, number in self.summary["outcomes"].items() if number)
+        return f"<BatchResult: {self.summary['rows']:,} rows ({outcomes}) in {self.output}>"
+
     def to_pandas(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
         """One row for every input row, in input order; `columns` reads only these."""
         return read_results(self.output, columns)

@@ -58,6 +58,7 @@ class TestRunBatch:
         assert result.to_pandas(["outcome"]).columns.to_list() == ["outcome"]
         assert len(result.rejects()) == 0
         assert (result.summary["rows"], result.summary["outcomes"]["ok"]) == (3, 3)
+        assert repr(result) == f"<BatchResult: 3 rows (3 ok) in {result.output}>"
         assert {"prompts.checked", "shard.progress", "results.merged"} <= {str(event["event"]) for event in events}
         asked = {request.text: request.body for request in server.requests}
         assert {body["max_tokens"] for body in asked.values()} == {64, 99}
