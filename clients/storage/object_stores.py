@@ -1,6 +1,7 @@
 """Connections to object stores: `s3://`, Kubeflow's own `minio://`, `gs://`, and whatever else pyarrow.fs knows."""
 
 import dataclasses
+import datetime as dt
 import functools
 from typing import Any
 
@@ -20,6 +21,12 @@ _CONNECT_S, _ANSWER_S = 5.0, 10.0
 
 #: The same for a copy within a store, which says nothing until gigabytes have been copied.
 COPY_S = 300.0
+
+#: How long Google's client tries a request again, for want of credentials too; its own limit is 15 minutes.
+_GOOGLE = dt.timedelta(seconds=60)
+
+#: Before a bucket's name: without credentials.
+_NOBODY = "anonymous@"
 
 _MEND = "Give a path, or an address such as s3://bucket/key."
 
@@ -72,6 +79,8 @@ def connect(location: str, *, answer_s: float = _ANSWER_S) -> tuple[Any, str]:
         return _minio(_access, answer_s), path
     if scheme == "s3" and "?" not in path:
         return _s3(_access, path.partition("/")[0], answer_s), path
+    if scheme == "gs" and "?" not in path:
+        return _gs(anonymous=path.startswith(_NOBODY)), path.removeprefix(_NOBODY)
     return _other(location)
 
 
@@ -108,6 +117,13 @@ def _s3(access: StoreAccess, bucket: str, answer_s: float) -> Any:
         found = " ".join(str(error).split())
         raise StorageError(f"cannot use s3://{bucket}: {found}. Mend the bucket's name, or set AWS_REGION.") from error
     return fs.S3FileSystem(region=region, **_settings(answer_s))
+
+
+@functools.cache
+def _gs(*, anonymous: bool) -> Any:
+    from pyarrow import fs
+
+    return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=_GOOGLE)
 
 
 def _settings(answer_s: float) -> dict[str, Any]:

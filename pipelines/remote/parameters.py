@@ -18,7 +18,7 @@ from pipelines.volumes import Volume, with_volumes
 #: Most bytes of a run's arguments. Argo's record of a run holds them some five times, beside the pipeline's code as
 #: often, and Argo ends the run when it grows beyond 1 MiB (tests/contract/test_kubeflow_limits.py); and a pod gets them
 #: twice in one variable of at most 128 KiB.
-_MOST_BYTES = {"batch_client": 48_000, "batch_inference": 21_000}
+_MOST_BYTES = {"batch_client": 48_000, "batch_inference": 20_000}
 
 _TYPES: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "STRING": ("text", str),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from clients.errors import SettingsError
 from clients.prompts.check import check_prompts
 from clients.prompts.plan import MOST_PODS, shards_of, unpack
 from clients.prompts.rows import JobDefaults
@@ -100,11 +101,15 @@ def test_what_a_shard_s_pod_is_told_is_one_small_argument(planned: tuple[list[st
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_largest_run_stays_below_what_argo_takes(path: Path) -> None:
-    """As many pods as there are, an inline file and a long system prompt."""
+    """As many pods as there are, an inline file and a system prompt that take all that arguments may have."""
     package = Package.named(path.stem)
     inline = base64.b64encode(random.Random(0).randbytes(package.most_inline * 3 // 4)).decode()
-    given = {"prompts": inline, "system_prompt": SYSTEM_PROMPT, "endpoint_url": "http://vllm.ml/v1"}
+    given = {"prompts": inline, "endpoint_url": "http://vllm.ml/v1"}
+    left = package.most_bytes - len(json.dumps({**given, "system_prompt": ""}))
+    given["system_prompt"] = (3 * SYSTEM_PROMPT)[:left]
     package.check(given)
+    with pytest.raises(SettingsError, match="more than the"):
+        package.check(given | {"system_prompt": "and " + given["system_prompt"]})
     assert Workflow(path, pods=MOST_PODS, given=given).bytes() <= 0.96 * MOST_BYTES
 
 

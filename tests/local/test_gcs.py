@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from gcp_storage_emulator.server import create_server
 
+from clients.errors import LLMInferenceError
+from clients.storage import Folder, open_input
 from tests.servers.openai_server import OpenAIServer
 from tests.servers.pods import Cluster, Run
 from tests.servers.s3 import free_port
@@ -52,6 +54,18 @@ def bucket() -> Iterator[Bucket]:
     server.stop()
 
 
+def test_what_google_s_store_refuses_is_one_short_line(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", bucket.environment["CLOUD_STORAGE_EMULATOR_ENDPOINT"])
+    with pytest.raises(LLMInferenceError) as caught:
+        open_input("gs://anonymous@bucket/none.jsonl")
+    assert str(caught.value) == (
+        "cannot read gs://bucket/none.jsonl: Received HTTP status code: 404. "
+        "See that it is there, and mend its name, and run the same command again."
+    )
+    with pytest.raises(LLMInferenceError, match=r"cannot write gs://other/a/b: Received HTTP status code: 404"):
+        Folder("gs://anonymous@other/a").write("b", b"1")
+
+
 def committed(bucket: Bucket) -> set[str]:
     """Texts of the rows of which an answer is kept."""
     frames = [pd.read_parquet(io.BytesIO(bucket.get(name))) for name in bucket.names("state") if "/ledger/" in name]
@@ -60,12 +74,12 @@ def committed(bucket: Bucket) -> set[str]:
 
 @pytest.mark.slow
 def test_a_run_in_google_s_store_goes_on_after_a_kill(tmp_path: Path, bucket: Bucket) -> None:
-    bucket.put("prompts.jsonl", b"".join(json.dumps({"prompt": text}).encode() + b"\n" for text in TEXTS))
+    bucket.put("한글 prompts.jsonl", b"".join(json.dumps({"prompt": text}).encode() + b"\n" for text in TEXTS))
     with OpenAIServer(output_tokens=(4, 8), latency_s=0.5).in_thread() as model:
         endpoint = json.dumps({"base_url": model.url, "model": model.models[0]})
         cluster = Cluster(folder=tmp_path, store_url="", endpoint=endpoint, secrets=bucket.environment)
         place = {name: f"gs://anonymous@bucket/{name}" for name in ("output", "state")}
-        given = {"prompts": "gs://anonymous@bucket/prompts.jsonl", "shards": 2, "concurrency": 16, **place}
+        given = {"prompts": "gs://anonymous@bucket/한글 prompts.jsonl", "shards": 2, "concurrency": 16, **place}
         run = Run(cluster=cluster, run="r", parameters=given)
         run.to_plan()
         doomed, other = run.shard(0), run.shard(1)
