@@ -8,7 +8,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-#: `make test` tries fewer examples of each property; `make test-all` as many as hypothesis does by itself.
+#: `make test-all` tries as many examples of each property as hypothesis does by itself, `make test` fewer. None has a
+#: deadline: that a machine is busy is no fault of an example.
+hypothesis.settings.register_profile("whole", deadline=None)
+hypothesis.settings.load_profile("whole")
 hypothesis.settings.register_profile("quick", max_examples=25)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -69,6 +69,11 @@ def _rows(location: str, stream: io.BufferedReader, part: Range) -> Iterator[Lin
     return _lines(stream, part)
 
 
+def _typed(location: str) -> str:
+    """How a command names the file; one in a store, which has to be fetched first, has its own name."""
+    return shlex.quote(location.partition("?")[0].rpartition("/")[2] if is_uri(location) else location)
+
+
 def _delimiter(location: str) -> str:
     """Between the cells, for a file that is named like a table of text; "" for any other."""
     name = location.partition("?")[0] if is_uri(location) else location
@@ -108,7 +113,7 @@ def _refuse_packed_twice(location: str, head: bytes, packing: str, command: str)
     inner = next((name for magic, name, _ in PACKINGS if head.startswith(magic)), inner)
     if inner:
         raise PromptsError(
-            f"{location} is {inner} within {packing}. Unpack it once: {command} {shlex.quote(location)} > unpacked"
+            f"{location} is {inner} within {packing}. Unpack it once: {command} {_typed(location)} > unpacked"
         )
 
 
@@ -117,10 +122,10 @@ def _refuse_other_formats(location: str, head: bytes, show: str, *, csv: bool) -
         raise PromptsError(f'{location} is empty. Write one request a line, such as {{"prompt": "Hello"}}.')
     for magic, name, mend in _OTHER_FORMATS:
         if head.startswith(magic):
-            mend = mend.replace("FILE", shlex.quote(location))
+            mend = mend.replace("FILE", _typed(location))
             raise PromptsError(f"{location} is {name}. Read are JSONL, CSV and Parquet, also with gzip or zstd. {mend}")
     if not csv and head.removeprefix(_BOM).lstrip().startswith(b"["):
         raise PromptsError(
             f"{location} is one JSON array, not JSONL. "
-            f"Make it lines: {show} {shlex.quote(location)} | jq -c '.[]' > lines.jsonl"
+            f"Make it lines: {show} {_typed(location)} | jq -c '.[]' > lines.jsonl"
         )

@@ -205,6 +205,11 @@ def test_a_command_in_a_message_survives_spaces_in_the_file_name(tmp_path: Path)
     assert f"cat '{location}' | jq -c '.[]'" in complaint(location)
 
 
+def test_a_command_in_a_message_names_a_file_of_a_store_as_it_is_once_it_is_fetched(tmp_path: Path) -> None:
+    location = kept(tmp_path, b"[]")
+    assert "Make it lines: cat prompts.jsonl |" in complaint(f"file://{location}")
+
+
 def test_an_object_over_several_lines_is_explained(tmp_path: Path) -> None:
     text = complaint(kept(tmp_path, b'{\n  "prompt": "Hello"\n}\n'))
     assert "3 of 3 are malformed; line 1: not valid JSON" in text
